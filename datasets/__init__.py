@@ -1,0 +1,13 @@
+"""The data sets of the zoo, installed as ``graphkit.datasets``."""
+
+if __name__ != "graphkit.datasets":
+    raise ImportError(
+        f"this folder is graphkit.datasets, not '{__name__}': the root of its repository is on sys.path. "
+        "If graphkit's was meant, import graphkit.datasets; if another package of that name was, start from "
+        "another folder or set PYTHONSAFEPATH=1, and run pytest, not python -m pytest"
+    )
+
+# Imports below register what they define; keep them sorted.
+from graphkit.datasets import builtin, custom, planetoid
+
+__all__ = ["builtin", "custom", "planetoid"]

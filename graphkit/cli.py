@@ -1,0 +1,82 @@
+"""The command line: train · evaluate · predict · reproduce · list · show.
+
+``scripts/train.py ...`` and ``graphkit train ...`` are the same. A bad input ends with one line on standard
+error and exit code 2; ``--debug`` before or after the command shows the traceback as well.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from graphkit.errors import UserError, did_you_mean
+
+__all__ = ["main"]
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "train": ("graphkit.commands.train", "train a model by name"),
+    "evaluate": ("graphkit.commands.use", "evaluate a run's best weights again"),
+    "predict": ("graphkit.commands.use", "use a run's best weights"),
+    "reproduce": ("graphkit.commands.reproduce", "run recipes over their seeds and compare with published results"),
+    "list": ("graphkit.commands.catalogue", "tables of models, data sets and recipes"),
+    "show": ("graphkit.commands.catalogue", "parameters, recipes and results of one name"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code.
+
+    Args:
+        argv: Command and its arguments; the process's by default.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        return _dispatch(arguments)
+    except UserError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"graphkit: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # the reader (head, less) has gone; closing stderr keeps the interpreter from complaining at its end
+        sys.stderr.close()
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        from graphkit import __version__
+
+        print(f"graphkit {__version__}")
+        return 0
+    command, rest = arguments[0], arguments[1:]
+    if command not in COMMANDS:
+        raise UserError(f"unknown command '{command}'{did_you_mean(command, COMMANDS)}")
+    return _command(command)(rest)
+
+
+def _command(name: str) -> Callable[[list[str]], int]:
+    """Imports a command when it is wanted: ``graphkit list`` shouldn't wait for the trainer."""
+    from importlib import import_module
+
+    module = import_module(COMMANDS[name][0])
+    function: Callable[[list[str]], int] = getattr(module, name if name != "list" else "list_")
+    return function
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(
+        ["usage: graphkit COMMAND ...", "", *lines, "", "graphkit COMMAND --help says more about one of them."]
+    )

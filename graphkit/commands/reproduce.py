@@ -1,0 +1,132 @@
+"""``reproduce``: recipes over their seeds, beside the published results."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from graphkit import environment
+from graphkit.commands.parser import Parser
+from graphkit.commands.train import parse_seeds, run_once
+from graphkit.config import RunConfig
+from graphkit.errors import UserError
+from graphkit.files import atomic_write
+from graphkit.parsing import recipe_config
+from graphkit.recipes import Recipe, all_recipes, matching_recipes, recipe_file
+from graphkit.report import aggregate, figure, format_table
+from graphkit.run import Run
+from graphkit.train.result import Result
+
+__all__ = ["find_run", "record", "reproduce"]
+
+_log = logging.getLogger("graphkit")
+
+
+def reproduce(argv: Sequence[str]) -> int:
+    """The command; returns 1 if a result falls short of its recipe's expectation."""
+    parser = Parser(
+        "reproduce",
+        "Runs recipes (all without a name; ncnc for all of a model; ncnc/cora for one) over their seeds and\n"
+        "prints mean and unbiased deviation beside the published figures. Finished runs count and stopped ones\n"
+        "are continued, so the command can be repeated until all is done.",
+    )
+    parser.add_argument("recipe", nargs="*", metavar="RECIPE")
+    parser.add_argument("--seeds", metavar="N|LIST", help="default: what the recipe says")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--data-root", default="data", metavar="DIR")
+    parser.add_argument("--runs", default="runs", metavar="DIR")
+    parser.add_argument("--record", action="store_true", help="write the result into the recipe's file")
+    options = parser.parse_args(argv)
+    recipes = matching_recipes(options.recipe) if options.recipe else list(all_recipes())
+    rows, missed = [], False
+    for recipe in recipes:
+        seeds = parse_seeds(options.seeds or str(recipe.seeds))
+        results = [_result(recipe_config(recipe, seed), options) for seed in seeds]
+        row, short = _compare(recipe, results)
+        rows.append(row)
+        missed |= short
+        if options.record:
+            record(recipe, results, shlex.join(["python", "scripts/reproduce.py", *argv]))
+    print(format_table(rows))
+    return int(missed)
+
+
+def find_run(root: str | Path, config: RunConfig) -> Run | None:
+    """Returns a run of exactly this configuration, a finished one before others, or ``None``."""
+    folder = Path(root) / f"{config.model_name}-{config.dataset_name}"
+    same = []
+    for path in sorted(folder.glob("*/config.yaml")):
+        try:
+            run = Run.open(path.parent)
+        except UserError as error:
+            _log.warning("%s", error)
+            continue
+        if run.config.hash() == config.hash():
+            same.append(run)
+    return next((run for run in same if run.result is not None), same[-1] if same else None)
+
+
+def record(recipe: Recipe, results: Sequence[Result], command: str) -> None:
+    """Replaces ``expected.ours``, which is the last part of a recipe's file, by these results."""
+    path = recipe_file(recipe)
+    text = path.read_text().split("\n  ours:")[0].rstrip()
+    if not recipe.expected:
+        text += f"\nexpected:\n  metric: {results[0].metric}"
+    block = yaml.safe_dump({"ours": _measured(results, command)}, sort_keys=False, width=110)
+    indented = "".join(f"  {line}\n" for line in block.splitlines())
+    atomic_write(path, f"{text}\n{indented}")
+
+
+def _measured(results: Sequence[Result], command: str) -> dict[str, Any]:
+    metric = results[0].metric
+    summary = aggregate([r.to_dict() for r in results])
+    test, valid = summary["test"][metric], summary["valid"][metric]
+    epoch_seconds = [r.seconds_per_epoch for r in results if r.seconds_per_epoch is not None]
+    return {
+        "mean": round(test[0] * 100, 2),
+        "std": round(test[1] * 100, 2),
+        "valid_mean": round(valid[0] * 100, 2),
+        "valid_std": round(valid[1] * 100, 2),
+        "seeds": [r.seed for r in results],
+        "per_seed": [round(r.test[metric] * 100, 2) for r in results],
+        "seconds_per_epoch": round(statistics.median(epoch_seconds), 3) if epoch_seconds else None,
+        "seconds_per_run": round(statistics.median(r.seconds for r in results), 1),
+        "command": command,
+        "commit": sorted({str(r.git.get("commit"))[:12] for r in results}),
+        "hardware": environment.hardware_line(results[0].hardware),
+        "versions": {key: results[0].versions.get(key) for key in ("python", "torch", "torch_geometric")},
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _result(config: RunConfig, options: Any) -> Result:
+    run = find_run(options.runs, config)
+    if run is not None and run.result is not None:
+        return Result.from_dict(run.result)
+    return run_once(config, options.runs, options.data_root, options.device, run)
+
+
+def _compare(recipe: Recipe, results: Sequence[Result]) -> tuple[dict[str, Any], bool]:
+    """Returns a table row, and whether the mean lies more than one published deviation below."""
+    metric = results[0].metric
+    mean, std = aggregate([result.to_dict() for result in results])["test"][metric]
+    row: dict[str, Any] = {
+        "recipe": recipe.name,
+        "seeds": len(results),
+        "metric": f"{metric}, %",
+        "ours": figure(100 * mean, 100 * std),
+    }
+    paper = recipe.expected.get("paper")
+    if paper is None:
+        return row, False
+    short = 100 * mean < paper["mean"] - paper["std"]
+    row["published"] = figure(paper["mean"], paper["std"])
+    row["verdict"] = "below" if short else "above" if 100 * mean > paper["mean"] + paper["std"] else "equal"
+    return row, short

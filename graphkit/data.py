@@ -1,0 +1,237 @@
+"""What a data set is to the rest of graphkit: a :class:`Benchmark`, and the sizes it decides."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+
+from graphkit.errors import UserError
+from graphkit.files import atomic_write, lock, make_folder, sha256
+from graphkit.registry import DATASETS
+
+__all__ = [
+    "Benchmark",
+    "DataSpec",
+    "Evaluator",
+    "Processed",
+    "Split",
+    "cached",
+    "load_dataset",
+    "row_normalized",
+]
+
+Split = Mapping[str, Tensor]
+"""The tensors of one split. Link: ``pos_edge_label_index`` and ``neg_edge_label_index``, ``[2, E]`` int64
+(training has no negatives). Node: ``index`` ``[n]`` int64."""
+
+Evaluator = Callable[..., dict[str, float]]
+"""Turns predictions into named metrics. Link: ``evaluator(pos_scores, neg_scores)``. Node:
+``evaluator(predictions, y)``."""
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """The sizes that the data decides; a model's constructor takes those that it names.
+
+    Attributes:
+        num_nodes: Nodes of the (single) graph.
+        in_channels: Width of ``x``; ``None`` if the nodes have no features.
+        num_classes: Classes of a node or graph task.
+        num_relations: Edge types, inverses not counted.
+    """
+
+    num_nodes: int | None = None
+    in_channels: int | None = None
+    num_classes: int | None = None
+    num_relations: int | None = None
+
+    def offered(self) -> dict[str, int | None]:
+        """Returns every size by name, for a model to pick from."""
+        return asdict(self)
+
+
+@dataclass
+class Benchmark:
+    """A data set made ready for one task.
+
+    Attributes:
+        name: The registered name.
+        task: ``"link"``, ``"node"``, ...
+        data: What message passing may see. Link: ``edge_index`` holds the *training* edges only, in both
+            directions; ``x`` is ``[N, F]`` float32 or absent.
+        splits: ``"train"``, ``"valid"``, ``"test"``.
+        spec: The sizes that models are built from.
+        metric: The metric that decides, one of the evaluator's keys (``"hits@100"``).
+        maximize: Whether larger is better.
+        evaluator: See :data:`Evaluator`.
+        citation: The paper or page to cite.
+        info: Facts worth a line in the run's result: split seed, counts, source, licence.
+        node_names: The user's name of each node, where that isn't its number; for predictions.
+    """
+
+    name: str
+    task: str
+    data: Data
+    splits: dict[str, Split]
+    spec: DataSpec
+    metric: str
+    maximize: bool
+    evaluator: Evaluator
+    citation: str = ""
+    info: dict[str, Any] = field(default_factory=dict)
+    node_names: Sequence[str] | None = None
+
+
+def load_dataset(
+    name: str,
+    *,
+    root: str | Path = "data",
+    task: Literal["link", "node"] | str | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> Benchmark:
+    """Loads a registered data set.
+
+    Args:
+        name: A registered name, e.g. ``"cora"``.
+        root: Folder for raw files and caches; raw files already in place are used.
+        task: The task to prepare it for; the data set's first one by default.
+        seed: Seeds random splits; ignored by data sets whose split is fixed.
+        **options: What this data set's loader takes beside these.
+
+    Raises:
+        UserError: Unknown name, a task it doesn't serve, missing files offline, corrupt files.
+    """
+    entry = DATASETS.get(name)
+    chosen = task or entry.tasks[0]
+    if chosen not in entry.tasks:
+        raise UserError(f"data set '{name}' has no task '{chosen}'; it serves: {', '.join(entry.tasks)}")
+    benchmark: Benchmark = entry.target(root=Path(root), task=chosen, seed=seed, **options)
+    return benchmark
+
+
+def row_normalized(x: Tensor) -> Tensor:
+    """Returns ``x`` ``[N, F]`` with each row divided by its sum; rows of zeros stay."""
+    return x / x.sum(1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
+
+
+class Processed(NamedTuple):
+    """What a raw file was turned into.
+
+    Attributes:
+        tensors: By name; any dtype and shape that safetensors knows.
+        info: Anything that JSON holds.
+    """
+
+    tensors: dict[str, Tensor]
+    info: dict[str, Any]
+
+
+_CACHE_FORMAT = 1
+_uncached: set[str] = set()
+
+
+def cached(
+    folder: str | Path, key: str, build: Callable[[], Processed], *, timeout: float = 3600.0
+) -> Processed:
+    """Returns what ``build`` made the first time: tensors in safetensors, the rest in JSON, both hashed.
+
+    Processes that start together build once: one of them, under a lock, while the others wait. Nothing that
+    could run code is ever read.
+
+    Args:
+        folder: Where the cache lies, created if need be. If it can't be written, ``build`` runs each time,
+            and a warning says so once.
+        key: Says all that the result depends on: raw files' hashes, options, the format's version.
+        build: Makes the result; what it raises is passed on, and nothing is stored.
+        timeout: Seconds to wait for another process that builds the same.
+
+    Raises:
+        UserError: If another process holds the lock for longer than ``timeout``.
+    """
+    digest = hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
+    stem = f"{re.sub(r'[^A-Za-z0-9]+', '-', key)[:40].strip('-')}-{digest}"
+    tensors, manifest = Path(folder) / f"{stem}.safetensors", Path(folder) / f"{stem}.json"
+    found = _read_cache(tensors, manifest, key)
+    if isinstance(found, Processed):
+        return found
+    try:
+        if not os.access(make_folder(folder), os.W_OK):
+            raise UserError(f"cannot write {folder}")
+    except UserError as error:
+        if str(folder) not in _uncached:
+            _uncached.add(str(folder))
+            warnings.warn(f"nothing is cached: {error}", stacklevel=2)
+        return _plain(build())
+    with lock(Path(folder) / f".{stem}.lock", timeout):
+        found = _read_cache(tensors, manifest, key)  # another process may have built it
+        if isinstance(found, Processed):
+            return found
+        if found:
+            warnings.warn(f"{found}; it is built again", stacklevel=2)
+        made = _plain(build())
+        _write_cache(tensors, manifest, key, made)
+    return made
+
+
+def _plain(made: Processed) -> Processed:
+    """Returns the result as it would come from the cache, so that the first time is like every other."""
+    return Processed(made.tensors, json.loads(json.dumps(made.info)))
+
+
+def _hash_of(facts: dict[str, Any]) -> str:
+    """Returns the hash by which a manifest vouches for itself."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _read_cache(tensors: Path, manifest: Path, key: str) -> Processed | str:
+    """Returns the cached result, an empty string if there is none, or what is wrong with it."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        text = manifest.read_bytes()
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        return f"cannot read {manifest} ({error.strerror or error})"
+    try:
+        stored = json.loads(text)
+        if stored.pop("self") != _hash_of(stored):
+            return f"{manifest} is damaged"
+        if stored["format"] != _CACHE_FORMAT or stored["key"] != key:
+            return f"{manifest} belongs to something else"
+        if sha256(tensors) != stored["sha256"]:
+            return f"{tensors} is damaged"
+        return Processed(load_file(tensors), stored["info"])
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        return f"{tensors} can't be read ({error})"
+
+
+def _write_cache(tensors: Path, manifest: Path, key: str, made: Processed) -> None:
+    """Writes tensors, then the manifest that makes them count; a full disk costs a warning only."""
+    from safetensors.torch import save
+
+    content = save({name: t.detach().cpu().contiguous().clone() for name, t in made.tensors.items()})
+    facts = {
+        "format": _CACHE_FORMAT,
+        "key": key,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "info": made.info,
+    }
+    try:
+        atomic_write(tensors, content)
+        atomic_write(manifest, json.dumps({"self": _hash_of(facts), **facts}, indent=1))
+    except UserError as error:
+        warnings.warn(f"nothing is cached: {error}", stacklevel=3)

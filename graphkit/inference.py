@@ -1,0 +1,94 @@
+"""A finished run, opened for use: ``graphkit.load(run).score(pairs)``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from graphkit.config import RunConfig
+from graphkit.data import Benchmark
+from graphkit.errors import UserError
+from graphkit.experiment import build, pick_device
+from graphkit.run import Run
+from graphkit.tasks.base import Task
+from graphkit.train.checkpoint import load_best
+
+__all__ = ["Predictor", "load"]
+
+
+class Predictor:
+    """A trained model with its data set.
+
+    Attributes:
+        run: The run's folder.
+        model: The model with its best weights, in evaluation mode.
+        benchmark: The data set.
+    """
+
+    def __init__(self, run: Run, benchmark: Benchmark, task: Task, model: nn.Module) -> None:
+        self.run, self.benchmark, self.task, self.model = run, benchmark, task, model
+
+    @property
+    def config(self) -> RunConfig:
+        return self.run.config
+
+    def evaluate(self, split: str = "test") -> dict[str, float]:
+        """Returns the metrics of a split."""
+        return self.task.evaluate(self.model, split)
+
+    def score(self, pairs: Tensor | np.ndarray[Any, Any] | Sequence[Sequence[int]]) -> Tensor:
+        """Returns the logit of each node pair, ``[B]`` float32.
+
+        Args:
+            pairs: ``[2, B]`` or ``[B, 2]`` node ids (two pairs are read as ``[2, B]``).
+
+        Raises:
+            UserError: Not a link model, or ids that the graph doesn't have.
+        """
+        ids = torch.as_tensor(np.asarray(pairs)) if not isinstance(pairs, Tensor) else pairs
+        if ids.numel() == 0:
+            return torch.zeros(0)
+        if ids.is_floating_point() or ids.dim() != 2 or 2 not in ids.shape:
+            raise UserError(f"pairs must be integers of shape [2, B] or [B, 2], not {ids.dtype} {tuple(ids.shape)}")
+        ids = ids.long() if ids.size(0) == 2 else ids.long().t()
+        scores: Tensor = self._task_method("score")(self.model, ids)
+        return scores
+
+    def top(self, source: int, k: int = 10) -> tuple[Tensor, Tensor]:
+        """Returns the ``k`` likeliest new neighbours of a node and their logits, best first."""
+        result: tuple[Tensor, Tensor] = self._task_method("top")(self.model, source, k)
+        return result
+
+    def node_names(self) -> list[str] | None:
+        """Returns the names of a graph that came with names instead of ids."""
+        names: list[str] | None = self.benchmark.info.get("node_names")
+        return names
+
+    def _task_method(self, name: str) -> Any:
+        method = getattr(self.task, name, None)
+        if method is None:
+            raise UserError(f"{self.run.name} was trained for {self.config.task_name}; it can't {name} node pairs")
+        return method
+
+
+def load(run: str | Path, *, data_root: str | Path = "data", device: str = "cpu") -> Predictor:
+    """Opens a run with its best weights.
+
+    Args:
+        run: The run's folder, or ``runs/<model>-<dataset>`` for the newest run in it.
+        data_root: Folder of the data sets.
+        device: ``cpu``, ``cuda`` or ``auto``.
+
+    Raises:
+        UserError: No run, no checkpoint yet, or a damaged one.
+    """
+    opened = Run.open(run)
+    benchmark, task, model = build(opened.config, data_root=data_root, device=pick_device(device))
+    if any(True for _ in model.parameters()):
+        model.load_state_dict(load_best(opened.checkpoints))
+    return Predictor(opened, benchmark, task, model.to(task.device).eval())

@@ -1,0 +1,28 @@
+"""The few loops that torch can't express fast: Numba on CPU, torch elsewhere, one ``torch.library`` op each."""
+
+from graphkit.kernels.overlap import (
+    Overlap,
+    common_neighbors,
+    common_neighbors_torch,
+    overlap_count,
+    overlap_count_torch,
+    overlap_pool,
+    overlap_pool_torch,
+)
+from graphkit.kernels.spmm import sddmm, sddmm_torch, spmm, spmm_torch, transpose_csr, transpose_csr_torch
+
+__all__ = [
+    "Overlap",
+    "common_neighbors",
+    "common_neighbors_torch",
+    "overlap_count",
+    "overlap_count_torch",
+    "overlap_pool",
+    "overlap_pool_torch",
+    "sddmm",
+    "sddmm_torch",
+    "spmm",
+    "spmm_torch",
+    "transpose_csr",
+    "transpose_csr_torch",
+]

@@ -1,0 +1,194 @@
+"""Command line and files to a :class:`~graphkit.config.RunConfig`: defaults < recipe < file < flags.
+
+The parser of a run is made from signatures: the model's constructor, the data set's loader, the task and the
+dataclasses of :mod:`graphkit.config`. Their docstrings are its help.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+
+from graphkit.config import OptimConfig, RunConfig, TrainConfig
+from graphkit.errors import UserError, did_you_mean
+from graphkit.experiment import choose_task, sizes_from_data
+from graphkit.recipes import SECTIONS, Recipe, default_recipe, find_recipe
+from graphkit.registry import DATASETS, MODELS, TASKS, Entry
+from graphkit.tasks.base import Task
+
+__all__ = ["make_parser", "read_yaml", "recipe_config", "resolve"]
+
+_LOADER_ARGUMENTS = {"root", "task", "seed"}
+_TASK_ARGUMENTS = set(inspect.signature(Task.__init__).parameters) - {"self"}
+
+
+def make_parser(prog: str, model: Entry, dataset: Entry, task: Entry) -> ArgumentParser:
+    """Returns the parser of everything that configures a run of this model, data set and task."""
+    parser = ArgumentParser(prog=prog, exit_on_error=False, description=model.summary)
+    parser.add_class_arguments(model.target, "model", skip=set(sizes_from_data(model)))
+    parser.add_function_arguments(dataset.target, "data", skip=_LOADER_ARGUMENTS)
+    parser.add_class_arguments(task.target, "task", skip=_TASK_ARGUMENTS)
+    parser.add_class_arguments(OptimConfig, "optim")
+    parser.add_class_arguments(TrainConfig, "train")
+    return parser
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Reads a configuration file.
+
+    Raises:
+        UserError: It can't be read, is no YAML, or no mapping.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"can't read configuration file {path}: {error}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a mapping with sections such as {', '.join(SECTIONS)}")
+    known = (*SECTIONS, "model_name", "dataset_name", "task_name", "seed")
+    for key in content:
+        if key not in known:
+            raise UserError(f"{path}: unknown key '{key}'{did_you_mean(str(key), known)}")
+    return content
+
+
+def resolve(
+    model_name: str | None,
+    dataset_name: str | None,
+    flags: Sequence[str] = (),
+    *,
+    task_name: str | None = None,
+    file: str | Path | None = None,
+    seed: int | None = None,
+    prog: str = "train",
+) -> RunConfig:
+    """Returns the complete configuration of a run.
+
+    Args:
+        model_name: Registered model; may stand in the file instead.
+        dataset_name: Registered data set; by default the file's, else that of the model's first recipe.
+        flags: ``--section.key value`` tokens.
+        task_name: The task, where a data set serves several.
+        file: A YAML file in the form of a run's ``config.yaml``, not necessarily complete.
+        seed: The run's seed; by default the file's, else 0.
+        prog: Name of the command for its help.
+
+    Raises:
+        UserError: Anything unknown, of the wrong type or out of range.
+    """
+    content = read_yaml(file) if file is not None else {}
+    model = MODELS.get(_named("model", model_name or content.get("model_name"), prog))
+    chosen = dataset_name or content.get("dataset_name")
+    recipe = find_recipe(model.name, chosen) if chosen else default_recipe(model.name)
+    if chosen is None and recipe is None:
+        raise UserError(f"model '{model.name}' has no recipe, so name a data set with --dataset NAME")
+    dataset = DATASETS.get(chosen or recipe.dataset_name)  # type: ignore[union-attr]
+    asked = task_name or content.get("task_name") or (recipe.task_name if recipe else None)
+    task = TASKS.get(choose_task(model, dataset, asked))
+
+    parser = make_parser(f"{prog} {model.name}", model, dataset, task)
+    if recipe is not None:
+        _set_values(parser, recipe.values, f"recipe {recipe.name}")
+    _set_values(parser, {key: content[key] or {} for key in SECTIONS if key in content}, str(file))
+    _refuse_unknown_flags(parser, flags)
+    try:
+        values = parser.parse_args(list(flags))
+    except argparse.ArgumentError as error:
+        raise UserError(_plain(error)) from None
+    sections = {section: _section(values, section) for section in SECTIONS}
+    return RunConfig.from_dict(
+        {
+            "model_name": model.name,
+            "dataset_name": dataset.name,
+            "task_name": task.name,
+            "seed": seed if seed is not None else int(content.get("seed", 0)),
+            **sections,
+        }
+    )
+
+
+def recipe_config(recipe: Recipe, seed: int = 0, flags: Sequence[str] = ()) -> RunConfig:
+    """Returns the complete configuration of a recipe's run."""
+    return resolve(recipe.model_name, recipe.dataset_name, flags, task_name=recipe.task_name, seed=seed)
+
+
+def _named(kind: str, name: str | None, prog: str) -> str:
+    if name is None:
+        raise UserError(f"name a {kind} first: {prog} MODEL [--dataset NAME]; known: {', '.join(MODELS.names())}")
+    return name
+
+
+def _section(values: Namespace, section: str) -> dict[str, Any]:
+    part = values.get(section)
+    return part.as_dict() if part is not None else {}
+
+
+def _set_values(parser: ArgumentParser, values: Mapping[str, Any], where: str) -> None:
+    """Makes the values of a recipe or file the parser's defaults, after checking keys and types."""
+    flat: dict[str, Any] = {}
+    known = _known_keys(parser)
+    for section, content in values.items():
+        if not isinstance(content, Mapping):
+            raise UserError(f"{where}: '{section}' must be a mapping, not {content!r}")
+        for key, value in content.items():
+            name = f"{section}.{key}"
+            if name not in known:
+                raise UserError(f"{where}: unknown key '{name}'{did_you_mean(name, known)}")
+            flat[name] = value
+    try:
+        # the file's floats may be written as 1e-3, which YAML 1.1 reads as text; the parser's types settle it
+        parser.parse_object(_nested(flat))
+    except argparse.ArgumentError as error:
+        raise UserError(f"{where}: {_plain(error)}") from None
+    parser.set_defaults(flat)
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    nested: dict[str, dict[str, Any]] = {}
+    for name, value in flat.items():
+        section, key = name.split(".", 1)
+        nested.setdefault(section, {})[key] = value
+    return nested
+
+
+def _known_keys(parser: ArgumentParser) -> list[str]:
+    options = (option for action in parser._actions for option in action.option_strings)
+    return [option.removeprefix("--") for option in options if "." in option]
+
+
+def _refuse_unknown_flags(parser: ArgumentParser, flags: Sequence[str]) -> None:
+    known = [f"--{key}" for key in _known_keys(parser)]
+    for flag in flags:
+        name = flag.split("=", 1)[0]
+        is_flag = name.startswith("--") and len(name) > 2
+        entry = any(name.startswith(f"{key}.") for key in known)  # one item of a dictionary
+        if is_flag and name not in known and name not in ("--help", "--print_config") and not entry:
+            raise UserError(f"unknown option '{name}'{did_you_mean(name, known)}")
+
+
+def _plain(error: argparse.ArgumentError) -> str:
+    """Words jsonargparse's message in one line."""
+    text = " ".join(str(error).split())
+    match = re.match(r'Parser key "([^"]+)": (.*)', text)
+    if match is None:
+        return text
+    expected = re.search(r"Expected an? (.+?)\. Got value: (.*)", match[2])
+    if expected is None:
+        return f"{match[1]}: {match[2]}"
+    kind = re.sub(r"<class '([\w.]+)'>", r"\1", expected[1]).replace("typing.", "")
+    return f"{match[1]} is {expected[2]!r}; it must be {_words(kind)}"
+
+
+def _words(kind: str) -> str:
+    names = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "text"}
+    literal = re.fullmatch(r"Literal\[(.*)\]", kind)
+    return f"one of {literal[1]}" if literal else names.get(kind, kind)

@@ -1,0 +1,231 @@
+"""Run folders: where a run keeps its configuration, log, checkpoints and result.
+
+``runs/<model>-<dataset>/<YYYYmmdd-HHMMSS>-<seed>/`` holds::
+
+    config.yaml      the complete configuration
+    metrics.jsonl    one line for each logged step, epoch and evaluation
+    checkpoints/     see graphkit.train.checkpoint
+    result.json      written once, at the end
+    failures/        dumps of steps whose loss or gradient wasn't finite
+    predictions/, curves.png
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from graphkit.config import RunConfig
+from graphkit.errors import UserError
+from graphkit.files import atomic_write, lock
+
+__all__ = ["MAY_CHANGE", "Run", "check_same"]
+
+MAY_CHANGE = (
+    "train.epochs",
+    "train.max_minutes",
+    "train.checkpoint_every",
+    "train.checkpoint_steps",
+    "train.keep",
+)
+"""Keys that a resumed run may set anew; they decide how long it trains and what it keeps."""
+
+_log = logging.getLogger("graphkit")
+
+
+class Run:
+    """One run's folder.
+
+    Args:
+        folder: The folder itself.
+        config: The stored configuration.
+    """
+
+    def __init__(self, folder: Path, config: RunConfig) -> None:
+        self.folder = folder
+        self.config = config
+
+    @classmethod
+    def create(cls, root: str | Path, config: RunConfig) -> Run:
+        """Makes a new folder under ``root`` and stores the configuration in it.
+
+        Raises:
+            UserError: The folder can't be made.
+        """
+        parent = Path(root) / f"{_plain(config.model_name)}-{_plain(config.dataset_name)}"
+        stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.seed}"
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            for attempt in range(1000):
+                folder = parent / (f"{stem}.{attempt}" if attempt else stem)
+                try:
+                    folder.mkdir()
+                except FileExistsError:  # another run of the same second and seed
+                    continue
+                break
+            else:
+                raise UserError(f"no free name for a run in {parent}")
+            atomic_write(folder / "config.yaml", yaml.safe_dump(_jsonable(config.to_dict()), sort_keys=False))
+        except OSError as error:
+            raise UserError(f"can't make a run folder in {parent}: {error}") from error
+        return cls(folder, config)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """Opens a run folder; given ``<model>-<dataset>``, the newest run in it.
+
+        Raises:
+            UserError: No run is there, or its configuration can't be read.
+        """
+        folder = Path(path)
+        if not folder.is_dir():
+            raise UserError(f"{folder} is no run folder: it doesn't exist")
+        if not (folder / "config.yaml").is_file():
+            runs = [child for child in folder.iterdir() if (child / "config.yaml").is_file()]
+            if not runs:
+                raise UserError(f"{folder} is no run folder: it has no config.yaml, and no run is in it")
+            newest = max(runs, key=lambda run: (run.name.split("-")[:2], run.stat().st_mtime_ns))
+            _log.info("%s holds %d run(s); taking the newest, %s", folder, len(runs), newest.name)
+            folder = newest
+        return cls(folder, _read_config(folder / "config.yaml"))
+
+    @property
+    def name(self) -> str:
+        """``<model>-<dataset>/<time>-<seed>``."""
+        return f"{self.folder.parent.name}/{self.folder.name}"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def failures(self) -> Path:
+        return self.folder / "failures"
+
+    @property
+    def predictions(self) -> Path:
+        return self.folder / "predictions"
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of the log; a last line cut off by a crash is left out."""
+        if not self.metrics_path.is_file():
+            return []
+        lines = []
+        for line in self.metrics_path.read_text().splitlines():
+            try:
+                lines.append(json.loads(line))
+            except ValueError:
+                break
+        return lines
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """The stored result, ``None`` while there is none.
+
+        Raises:
+            UserError: ``result.json`` can't be read.
+        """
+        path = self.folder / "result.json"
+        if not path.exists():
+            return None
+        try:
+            result: dict[str, Any] = json.loads(path.read_text())
+            return result
+        except (OSError, ValueError) as error:
+            raise UserError(f"can't read {path} ({error}); delete it and resume the run") from error
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Stores the result, whole or not at all."""
+        atomic_write(self.folder / "result.json", json.dumps(_jsonable(result), indent=1) + "\n")
+
+    def check_same(self, config: RunConfig) -> None:
+        """Refuses a configuration that contradicts the stored one.
+
+        Raises:
+            UserError: Names the first key that differs and both values.
+        """
+        check_same(self.config.to_dict(), config.to_dict(), str(self.folder))
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the folder for one process; the lock of a dead process counts for nothing.
+
+        Raises:
+            UserError: Another process uses the folder; names its id.
+        """
+        path = self.folder / "run.lock"
+        with _refused(self.folder, path), lock(path, timeout=0.0):
+            yield
+
+
+def check_same(stored: Mapping[str, Any], given: Mapping[str, Any], where: str) -> None:
+    """Compares two configurations in their plain form, :data:`MAY_CHANGE` left out.
+
+    Args:
+        stored: The configuration that counts.
+        given: The one to compare.
+        where: Whose configuration ``stored`` is, for the message.
+
+    Raises:
+        UserError: Names the first key that differs and both values.
+    """
+    ours, theirs = dict(_flat(_jsonable(stored))), dict(_flat(_jsonable(given)))
+    for key in [*ours, *(key for key in theirs if key not in ours)]:
+        a, b = ours.get(key, "absent"), theirs.get(key, "absent")
+        if a != b and key not in MAY_CHANGE:
+            raise UserError(f"{key} is {a!r} in {where} and can't become {b!r}: start a new run for that")
+
+
+@contextmanager
+def _refused(folder: Path, path: Path) -> Iterator[None]:
+    """Words the refusal of a lock for a run; errors from inside the block pass unchanged."""
+    entered = os.path.exists(path)
+    try:
+        yield
+    except UserError as error:
+        if entered and "still holds" in str(error) and str(path) in str(error):
+            holder = path.read_text().strip() or "unknown"
+            raise UserError(f"run {folder} is in use by process {holder}; wait for it or end it") from None
+        raise
+
+
+def _read_config(path: Path) -> RunConfig:
+    try:
+        values = yaml.safe_load(path.read_text())
+        if not isinstance(values, dict):
+            raise UserError("it holds no mapping")
+        return RunConfig.from_dict(values)
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"can't read the run's configuration {path}: {reason}") from error
+
+
+def _jsonable(value: Any) -> Any:
+    """What JSON makes of a value: tuples become lists, paths and the like strings."""
+    return json.loads(json.dumps(value, default=str))
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and (value or not prefix):
+        for key, item in value.items():
+            yield from _flat(item, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value
+
+
+def _plain(name: str) -> str:
+    """A registered name as part of a path."""
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)

@@ -1,0 +1,144 @@
+"""Graphs and sparse features as rows (CSR): what the fast kernels read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["CSRGraph", "SparseRows"]
+
+
+@dataclass(frozen=True)
+class CSRGraph:
+    """Neighbour lists of an unweighted graph, sorted by node id, without duplicates or self loops.
+
+    Attributes:
+        rowptr: ``[N + 1]`` int64; the neighbours of ``v`` are ``col[rowptr[v]:rowptr[v + 1]]``.
+        col: ``[E]`` int32, ascending within each row.
+        edge_id: ``[E]`` int32 id of the undirected edge that an entry belongs to; both directions share it.
+        edges: ``[2, M]`` int64, the undirected edges by id, smaller end first.
+        symmetric: Whether every entry's reverse is present.
+    """
+
+    rowptr: Tensor
+    col: Tensor
+    edge_id: Tensor
+    edges: Tensor
+    symmetric: bool = True
+
+    @property
+    def num_nodes(self) -> int:
+        return self.rowptr.numel() - 1
+
+    @property
+    def num_entries(self) -> int:
+        return self.col.numel()
+
+    @property
+    def device(self) -> torch.device:
+        return self.col.device
+
+    @classmethod
+    def from_edge_index(cls, edge_index: Tensor, num_nodes: int) -> CSRGraph:
+        """Builds the undirected simple graph of ``edge_index`` ``[2, E]`` int64 (either or both directions).
+
+        Raises:
+            ValueError: If an id is outside ``[0, num_nodes)`` or the shape is wrong.
+        """
+        if edge_index.dim() != 2 or edge_index.size(0) != 2:
+            raise ValueError(f"edge_index has shape {tuple(edge_index.shape)}; it must be [2, E]")
+        if edge_index.numel() and not (0 <= int(edge_index.min()) and int(edge_index.max()) < num_nodes):
+            raise ValueError(
+                f"edge_index holds ids from {int(edge_index.min())} to {int(edge_index.max())}; "
+                f"they must lie in [0, {num_nodes})"
+            )
+        low, high = torch.minimum(*edge_index), torch.maximum(*edge_index)
+        proper = low != high
+        key = torch.unique(low[proper] * num_nodes + high[proper])
+        low, high = key // max(num_nodes, 1), key % max(num_nodes, 1)
+        ids = torch.arange(key.numel(), device=key.device)
+        row, col = torch.cat([low, high]), torch.cat([high, low])
+        order = torch.argsort(row * num_nodes + col)
+        rowptr = torch.zeros(num_nodes + 1, dtype=torch.int64, device=key.device)
+        torch.cumsum(torch.bincount(row, minlength=num_nodes), 0, out=rowptr[1:])
+        return cls(
+            rowptr,
+            col[order].to(torch.int32),
+            torch.cat([ids, ids])[order].to(torch.int32),
+            torch.stack([low, high]),
+        )
+
+    def filter(self, keep: Tensor, *, symmetric: bool) -> CSRGraph:
+        """Keeps the entries where ``keep`` ``[E]`` bool is true; linear time, no sort."""
+        before = torch.zeros(keep.numel() + 1, dtype=torch.int64, device=keep.device)
+        torch.cumsum(keep, 0, out=before[1:])
+        return CSRGraph(before[self.rowptr], self.col[keep], self.edge_id[keep], self.edges, symmetric)
+
+    def without_edges(self, removed: Tensor) -> CSRGraph:
+        """Drops undirected edges by id, both directions; ``removed`` is ``[M]`` bool."""
+        return self.filter(~removed[self.edge_id], symmetric=self.symmetric)
+
+    def edge_index(self) -> Tensor:
+        """Returns the entries as ``[2, E]`` int64, row by row."""
+        degree = self.degree()
+        row = torch.repeat_interleave(torch.arange(self.num_nodes, device=self.device), degree)
+        return torch.stack([row, self.col.long()])
+
+    def degree(self) -> Tensor:
+        """Returns the ``[N]`` int64 row lengths."""
+        return self.rowptr[1:] - self.rowptr[:-1]
+
+    def find_edges(self, pairs: Tensor) -> Tensor:
+        """Returns the undirected edge id of each pair ``[2, B]``, or -1 where there is none, ``[B]`` int64."""
+        n = max(self.num_nodes, 1)
+        key = torch.minimum(*pairs) * n + torch.maximum(*pairs)
+        known = self.edges[0] * n + self.edges[1]
+        if known.numel() == 0:
+            return torch.full_like(key, -1)
+        at = torch.searchsorted(known, key).clamp_(max=known.numel() - 1)
+        return torch.where(known[at] == key, at, torch.full_like(at, -1))
+
+    def to(self, device: torch.device | str) -> CSRGraph:
+        """Returns the graph on another device."""
+        parts = (t.to(device) for t in (self.rowptr, self.col, self.edge_id, self.edges))
+        return CSRGraph(*parts, self.symmetric)
+
+
+class SparseRows(NamedTuple):
+    """A sparse matrix by rows, for node features that are mostly zero.
+
+    Attributes:
+        rowptr: ``[N + 1]`` int64 row starts.
+        col: ``[nnz]`` int32 columns, ascending in each row.
+        value: ``[nnz]`` floating point.
+        num_cols: Width ``F``.
+    """
+
+    rowptr: Tensor
+    col: Tensor
+    value: Tensor
+    num_cols: int
+
+    @classmethod
+    def from_dense(cls, x: Tensor) -> SparseRows:
+        """Keeps the non-zero entries of ``x`` ``[N, F]``."""
+        row, col = x.nonzero(as_tuple=True)
+        rowptr = torch.zeros(x.size(0) + 1, dtype=torch.int64, device=x.device)
+        torch.cumsum(torch.bincount(row, minlength=x.size(0)), 0, out=rowptr[1:])
+        return cls(rowptr, col.to(torch.int32), x[row, col], x.size(1))
+
+    @classmethod
+    def from_csr(cls, x: Tensor) -> SparseRows:
+        """Takes the parts of a ``torch.sparse_csr`` matrix."""
+        return cls(x.crow_indices().long(), x.col_indices().to(torch.int32), x.values(), x.size(1))
+
+    def size(self, dim: int) -> int:
+        """Returns ``N`` for dimension 0 and ``F`` for dimension 1."""
+        return (self.rowptr.numel() - 1, self.num_cols)[dim]
+
+    def to(self, device: torch.device | str) -> SparseRows:
+        """Returns the matrix on another device."""
+        return SparseRows(self.rowptr.to(device), self.col.to(device), self.value.to(device), self.num_cols)

@@ -1,0 +1,102 @@
+"""The protocol between a task and the trainer.
+
+A task owns what models of one kind share: the batches of a split, the loss, the evaluation and the form of
+predictions. The trainer drives it and knows nothing else. Every batch is a pure function of
+``(seed, epoch, step)``, so a run continues from any step without replaying what came before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from graphkit.data import Benchmark
+
+__all__ = ["Loss", "Task", "derive_seed", "generator"]
+
+
+def derive_seed(seed: int, purpose: str, *position: int) -> int:
+    """Returns a 63-bit seed that depends on all of its arguments.
+
+    One user seed feeds several independent streams (``purpose``: ``"init"``, ``"order"``, ``"negatives"``,
+    ``"dropout"``, ...) at any position (epoch, step, rank) without one disturbing another.
+    """
+    text = f"{seed}/{purpose}/{'/'.join(map(str, position))}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
+def generator(seed: int, purpose: str, *position: int) -> torch.Generator:
+    """Returns a CPU generator seeded by :func:`derive_seed`."""
+    return torch.Generator().manual_seed(derive_seed(seed, purpose, *position))
+
+
+class Loss(NamedTuple):
+    """A loss as a sum and its normaliser, so that micro-batches and ranks add up exactly.
+
+    Attributes:
+        total: Scalar tensor with gradient; this shard's share of the batch's sum.
+        count: What the *whole* batch's sum is divided by; equal for all shards of one batch.
+    """
+
+    total: Tensor
+    count: float
+
+
+class Task(ABC):
+    """Base of all tasks.
+
+    A constructor takes the benchmark, a seed, the size of a global batch and that of an evaluation batch, the
+    device, and then keyword-only options, which are the task's configuration (``--task.X``).
+
+    Args:
+        benchmark: The data set.
+        seed: The run's seed.
+        batch_size: Examples of one global batch (over all micro-batches and ranks).
+        eval_batch_size: Examples scored at once in evaluation.
+        device: Where batches are put.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(
+        self,
+        benchmark: Benchmark,
+        seed: int,
+        batch_size: int,
+        eval_batch_size: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.benchmark = benchmark
+        self.seed = seed
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.device = torch.device(device)
+
+    @abstractmethod
+    def check(self, model: nn.Module) -> None:
+        """Raises :class:`~graphkit.errors.UserError` if the model lacks what this task calls."""
+
+    @property
+    @abstractmethod
+    def steps_per_epoch(self) -> int:
+        """Number of steps of each epoch, at least 1."""
+
+    @abstractmethod
+    def batch(self, epoch: int, step: int) -> Any:
+        """Returns the global batch of a step, both counted from 0; a pure function of seed and position."""
+
+    @abstractmethod
+    def shard(self, batch: Any, index: int, parts: int) -> Any:
+        """Returns the ``index``-th of ``parts`` shares of a global batch (a micro-batch, or a rank's part)."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Any) -> Loss:
+        """Returns the training loss of a shard."""
+
+    @abstractmethod
+    def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
+        """Returns the metrics of a split (``"valid"`` or ``"test"``); draws nothing from torch's generator."""

@@ -1,0 +1,416 @@
+"""The training loop.
+
+A run is a sequence of steps and evaluations, and its state says which comes next::
+
+    while not state.done:
+        step < steps of an epoch   ->  one optimizer step
+        else                       ->  end of the epoch: log, evaluate, remember the best
+
+Between any two of these a checkpoint may be written and the process may end: batches and random numbers are
+functions of the position, so the resumed run goes on bit for bit (on CPU, with the same number of threads).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from graphkit.config import RunConfig
+from graphkit.environment import rank_and_world
+from graphkit.errors import UserError, did_you_mean
+from graphkit.logging import RunLogger
+from graphkit.run import Run, check_same
+from graphkit.tasks.base import Task, derive_seed
+from graphkit.train import ranks
+from graphkit.train.checkpoint import CheckpointStore, Snapshot
+from graphkit.train.guard import NonFiniteError, SignalGuard, Stopped, dump_step, non_finite_gradients
+from graphkit.train.optim import build_optimizer, gradient_norms, lr_factor, scale_gradients, set_lr
+from graphkit.train.result import Result, make_result
+from graphkit.train.state import TrainState, generator_states, reseed, restore_generators
+
+__all__ = ["Trainer"]
+
+_log = logging.getLogger("graphkit")
+_OVERFLOWS = 30  # in a row: the loss scale has fallen from 2^16 to 2^-14, scaling isn't the problem
+
+
+class Trainer:
+    """Trains a model on a task, evaluates it, and survives being stopped.
+
+    Args:
+        model: Any module that the task accepts; moved to the task's device.
+        task: Batches, loss and evaluation.
+        config: Seed, ``optim`` and ``train`` are used here.
+        run: Where log, checkpoints and result go; without one nothing is written and nothing resumes.
+        logger: Progress and metrics; made for ``run`` if absent.
+        log_steps: Log every so many steps, in addition to every epoch.
+
+    Raises:
+        UserError: The model doesn't suit the task, or the configuration the model or the device.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        config: RunConfig,
+        run: Run | None = None,
+        logger: RunLogger | None = None,
+        *,
+        log_steps: int = 50,
+    ) -> None:
+        task.check(model)
+        if config.train.precision == "fp16" and task.device.type != "cuda":
+            raise UserError(f"train.precision fp16 needs a CUDA device, not {task.device.type}; use bf16")
+        self.model, self.task, self.config, self.run = model.to(task.device), task, config, run
+        self.log_steps = log_steps
+        self.device = task.device
+        self.rank, self.world = rank_and_world()
+        self.logger = logger or RunLogger(run)
+        self.optimizer = build_optimizer(self.model, config.optim)
+        self.scaler = torch.amp.GradScaler("cuda") if config.train.precision == "fp16" else None
+        self.steps = task.steps_per_epoch
+        self.state = TrainState()
+        self.store = CheckpointStore(run.checkpoints, config.train.keep) if run else None
+        self.best: dict[str, Tensor] = {}
+        self._saved: tuple[int, int] | None = None
+        self._begun = 0.0
+
+    def fit(self) -> Result:
+        """Trains from the last checkpoint, or the start, to the end; then evaluates the best weights.
+
+        Test is looked at once, here. A finished run gives back its stored result. Afterwards the model holds
+        the best weights.
+
+        Returns:
+            Metrics of validation and test, and the facts beside them.
+
+        Raises:
+            Stopped: A signal or the time limit; the state is saved.
+            NonFiniteError: A loss or gradient was NaN or infinite.
+            UserError: The run's folder is in use, was made with another configuration, or can't be written.
+        """
+        if self.run is not None:
+            self.run.check_same(self.config)
+        with ExitStack() as stack:
+            if self.run is not None and self.rank == 0:
+                stack.enter_context(self.run.lock())
+            stored = self._stored_result()
+            if stored is not None:
+                return stored
+            stack.enter_context(_deterministic(self.config.train.deterministic))
+            guard = stack.enter_context(SignalGuard(self.config.train.max_minutes))
+            stack.callback(self.logger.close)
+            self._resume()
+            try:
+                if self.optimizer is not None:
+                    self._train(guard)
+                    self.save()
+                return self._finish(guard)
+            except Stopped as stop:
+                self.save()
+                where = f"; resume with --resume {self.run.folder}" if self.run else ""
+                _log.warning("%s at epoch %d, step %d%s", stop, self.state.epoch, self.state.step, where)
+                raise
+
+    # The loop
+
+    def _train(self, guard: SignalGuard) -> None:
+        train, state = self.config.train, self.state
+        self.model.train()
+        while not state.done(train):
+            guard.check(self.device)
+            if state.step < self.steps:
+                self._step()
+                due = bool(train.checkpoint_steps) and state.updates % (train.checkpoint_steps or 1) == 0
+            else:
+                self._end_epoch(guard)
+                due = state.epoch % train.checkpoint_every == 0
+            if due:
+                self.save()
+        guard.check(self.device)
+
+    def _step(self) -> None:
+        """One update, or none if the numbers forbid it."""
+        assert self.optimizer is not None
+        state, started = self.state, time.perf_counter()
+        position = state.epoch + state.step / self.steps
+        rates = set_lr(self.optimizer, lr_factor(self.config.optim, position, self.config.train.epochs))
+        loss, norms, count = self.gradients(state.epoch, state.step)
+        overflow = self.scaler is not None and math.isfinite(loss) and not all(map(math.isfinite, norms))
+        if not overflow and not (math.isfinite(loss) and all(map(math.isfinite, norms))):
+            self._fail(loss, norms)
+        norm = math.inf if overflow else scale_gradients(self.optimizer, norms, self.config.optim)
+        if overflow:
+            state.skipped += 1
+            state.skipped_in_a_row += 1
+            if state.skipped_in_a_row > _OVERFLOWS:
+                self._fail(loss, norms)
+        else:
+            self.optimizer.step()
+            state.skipped_in_a_row = 0
+        if self.scaler is not None:
+            self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        state.step += 1
+        state.updates += 1
+        state.loss_total += loss * count
+        state.loss_count += count
+        seconds = time.perf_counter() - started
+        state.epoch_seconds += seconds
+        self.logger.step(state.updates, loss)
+        if state.updates % self.log_steps == 0:
+            line = {"split": "step", "loss": loss, "grad_norm": norm, **_rates(rates), "seconds": seconds}
+            self._line({"epoch": state.epoch + 1, "step": state.updates, **line})
+
+    def gradients(self, epoch: int, step: int) -> tuple[float, list[float], float]:
+        """Fills the gradients of one global batch.
+
+        Args:
+            epoch: Epoch, from 0.
+            step: Step within it, from 0.
+
+        Returns:
+            The batch's loss, the gradient norm of each group, and the batch's count.
+        """
+        assert self.optimizer is not None
+        parts = self.config.train.accumulate * self.world
+        batch = self.task.batch(epoch, step)
+        total = torch.zeros((), device=self.device)
+        count = 1.0
+        for micro in range(self.config.train.accumulate):
+            reseed(derive_seed(self.config.seed, "dropout", epoch, step, micro, self.rank))
+            shard = self.task.shard(batch, micro * self.world + self.rank, parts)
+            with self._autocast():
+                part = self.task.loss(self.model, shard)
+            count = float(part.count)
+            loss = part.total / count
+            if loss.requires_grad:  # an empty shard may have nothing to learn from
+                scaled = loss if self.scaler is None else self.scaler.scale(loss)
+                scaled.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach().to(total.dtype)
+        ranks.sum_gradients(self.model.parameters())
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        norms = gradient_norms(self.optimizer)
+        # The only wait for the device in a step. Ranks agree because they all see the sum of losses and of
+        # gradients, in which a NaN anywhere is a NaN.
+        loss_and_norms = torch.cat([ranks.all_sum(total.float().reshape(1)), norms]).tolist()
+        return loss_and_norms[0], loss_and_norms[1:], count
+
+    def _autocast(self) -> torch.autocast:
+        precision = self.config.train.precision
+        dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+        return torch.autocast(self.device.type, dtype=dtype, enabled=precision != "fp32")
+
+    def _fail(self, loss: float, norms: list[float]) -> None:
+        """Leaves evidence of a step whose numbers aren't finite, and ends the run before the update."""
+        assert self.optimizer is not None
+        epoch, step = self.state.epoch, self.state.step
+        names = non_finite_gradients(self.model)
+        found = {
+            "non_finite": "loss" if not math.isfinite(loss) else "gradient",
+            "loss": loss,
+            "grad_norm": math.hypot(*norms),
+            "gradients": names,
+        }
+        self.optimizer.zero_grad(set_to_none=True)
+        what = f"{found['non_finite']} is not finite at epoch {epoch}, step {step} (loss {loss:g}"
+        what += f", first of {len(names)} such gradients: {names[0]})" if names else ")"
+        if self.run is None:
+            raise NonFiniteError(f"{what}; no parameter was changed")
+        folder = self.run.failures / f"step-{self.state.updates}"
+        if self.rank == 0:
+            dump_step(folder, self, epoch, step, found)
+        raise NonFiniteError(
+            f"{what}; no parameter was changed; replay: python scripts/train.py --replay {folder}", folder
+        )
+
+    def _end_epoch(self, guard: SignalGuard) -> None:
+        """Evaluates if it is due, then logs the epoch and moves on to the next.
+
+        Nothing changes before the evaluation is over: a signal in its midst leaves the epoch to be evaluated.
+        """
+        train, state = self.config.train, self.state
+        assert self.optimizer is not None
+        epoch, metrics, seconds = state.epoch + 1, None, 0.0
+        if epoch % train.eval_every == 0 or epoch == train.epochs:
+            metrics, seconds = self._evaluate("valid", guard)
+        rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
+        loss = state.loss_total / max(state.loss_count, 1e-12)
+        mark = {"epoch": epoch, "step": state.updates}
+        self._line({**mark, "split": "train", "loss": loss, **_rates(rates), "seconds": state.epoch_seconds})
+        if metrics is not None:
+            self._line({**mark, "split": "valid", **metrics, "seconds": seconds})
+            state.eval_seconds.append(seconds)
+        state.train_seconds.append(state.epoch_seconds)
+        state.epoch, state.step = epoch, 0
+        state.loss_total = state.loss_count = state.epoch_seconds = 0.0
+        if metrics is not None:
+            self._remember(metrics)
+        self.logger.epoch(epoch, state.updates, self._valid_text(metrics))
+        if state.out_of_patience(train):
+            _log.info("early stop after epoch %d: %d evaluations without a better value", epoch, state.stale)
+
+    # Evaluation
+
+    def _evaluate(self, split: str, guard: SignalGuard) -> tuple[dict[str, float], float]:
+        """Returns the metrics of a split and the seconds it took."""
+        started = time.perf_counter()
+        self.model.eval()
+        reseed(derive_seed(self.config.seed, "evaluation"))
+        with torch.no_grad(), guard.interruptible():
+            metrics = {k: float(v) for k, v in self.task.evaluate(self.model, split).items()}
+        self.model.train()
+        metric = self.task.benchmark.metric
+        if metric not in metrics:
+            raise UserError(f"the evaluation gave no '{metric}'{did_you_mean(metric, metrics)}")
+        return metrics, time.perf_counter() - started
+
+    def _remember(self, metrics: dict[str, float]) -> None:
+        """Keeps the weights if they are the best so far: the first on ties, never a NaN."""
+        state, name = self.state, self.task.benchmark.metric
+        value = metrics[name]
+        state.evaluations += 1
+        sign = 1.0 if self.task.benchmark.maximize else -1.0
+        if not math.isfinite(value):
+            _log.warning("%s is %s after epoch %d; it never counts as the best", name, value, state.epoch)
+        elif state.best_value is None or sign * value > sign * state.best_value:
+            state.best_value, state.best_metrics = value, metrics
+            state.best_epoch, state.best_updates, state.stale = state.epoch, state.updates, 0
+            self._keep_best()
+            return
+        state.stale += 1
+
+    def _keep_best(self) -> None:
+        for name, tensor in self.model.state_dict().items():
+            if name in self.best and self.best[name].shape == tensor.shape:
+                self.best[name].copy_(tensor)
+            else:
+                self.best[name] = tensor.detach().to("cpu", copy=True)
+
+    def _finish(self, guard: SignalGuard) -> Result:
+        """Evaluates the best weights on validation and test, and stores the result."""
+        if self.best:
+            self.model.load_state_dict(self.best)
+        elif self.optimizer is not None:
+            _log.warning("no evaluation gave a finite value; the last weights are evaluated")
+        valid, _ = self._evaluate("valid", guard)
+        test, _ = self._evaluate("test", guard)
+        self.model.eval()
+        if self.best and valid != self.state.best_metrics:
+            _log.warning("validation of the best weights gave %s, before it was %s: the evaluation isn't "
+                         "deterministic", valid, self.state.best_metrics)  # fmt: skip
+        self._tick()
+        result = make_result(self, valid, test)
+        if self.run is not None and self.rank == 0:
+            self.run.write_result(result.to_dict())
+        ranks.barrier()
+        return result
+
+    def _valid_text(self, metrics: Mapping[str, float] | None) -> str:
+        name, state = self.task.benchmark.metric, self.state
+        best = f"best {name} {state.best_value:.4g} at {state.best_epoch}" if state.best_epoch else ""
+        return f"{name} {metrics[name]:.4g} ({best})" if metrics and best else best
+
+    # State
+
+    def save(self) -> None:
+        """Writes a checkpoint of the present position, unless there is one."""
+        state = self.state
+        position = (state.updates, state.epoch)
+        if self.store is None or self.optimizer is None or self._saved == position:
+            return
+        if self.rank == 0:
+            self._tick()
+            state.log_bytes = self.logger.position()
+            values = {
+                "state": state.to_dict(),
+                "generators": generator_states(),
+                "scaler": self.scaler.state_dict() if self.scaler else None,
+                "config_hash": self.config.hash(),
+            }
+            snapshot = Snapshot(
+                model=self.model.state_dict(),
+                optimizer=self.optimizer.state_dict(),
+                state=values,
+                config=self.config.to_dict(),
+                best=self.best or None,
+                best_is_model=bool(self.best) and state.best_updates == state.updates,
+            )
+            self.store.save(snapshot, state.updates)
+        self._saved = position
+
+    def _resume(self) -> None:
+        """Puts back the last good checkpoint, if there is one."""
+        self._begun = time.perf_counter()
+        snapshot = self.store.load(repair=self.rank == 0) if self.store else None
+        if snapshot is not None and self.run is not None and self.optimizer is not None:
+            check_same(snapshot.config, self.config.to_dict(), str(self.run.checkpoints))
+            try:
+                self.model.load_state_dict(snapshot.model)
+                self.optimizer.load_state_dict(snapshot.optimizer)
+            except (RuntimeError, ValueError, KeyError) as error:
+                where = self.run.checkpoints
+                raise UserError(f"the checkpoint in {where} is of another model: {error}") from error
+            if self.scaler is not None and snapshot.state["scaler"]:
+                self.scaler.load_state_dict(snapshot.state["scaler"])
+            self.state = TrainState.from_dict(snapshot.state["state"])
+            self.best = {name: tensor.clone() for name, tensor in (snapshot.best or {}).items()}
+            restore_generators(snapshot.state["generators"])
+            self._saved = (self.state.updates, self.state.epoch)
+            _log.info("resuming %s at epoch %d, step %d", self.run.name, self.state.epoch, self.state.step)
+        self.logger.start(
+            epochs=self.config.train.epochs,
+            steps=self.steps,
+            done=self.state.updates,
+            position=self.state.log_bytes,
+        )
+
+    def _stored_result(self) -> Result | None:
+        """The result of a run that is over."""
+        stored = self.run.result if self.run else None
+        if stored is None:
+            return None
+        result = Result.from_dict(stored)
+        over = self.optimizer is None or result.stopped_early or result.epochs >= self.config.train.epochs
+        return result if over else None
+
+    def _line(self, values: Mapping[str, Any]) -> None:
+        self.logger.line(values)
+
+    def _tick(self) -> None:
+        """Adds the time since the last call to the run's total."""
+        now = time.perf_counter()
+        self.state.seconds += now - self._begun
+        self._begun = now
+
+
+def _rates(rates: Mapping[str, float]) -> dict[str, Any]:
+    """Learning rates for a log line: one number if there is one group."""
+    if len(rates) == 1:
+        return {"lr": next(iter(rates.values()))}
+    return {f"lr/{name}": rate for name, rate in rates.items()}
+
+
+@contextmanager
+def _deterministic(wanted: bool) -> Iterator[None]:
+    """Asks torch for deterministic algorithms, for the length of a block."""
+    if not wanted:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)

@@ -1,0 +1,27 @@
+"""The models of the zoo, installed as ``graphkit.models``."""
+
+if __name__ != "graphkit.models":
+    raise ImportError(
+        f"this folder is graphkit.models, not '{__name__}': the root of its repository is on sys.path. "
+        "If graphkit's was meant, import graphkit.models; if another package of that name was, start from "
+        "another folder or set PYTHONSAFEPATH=1, and run pytest, not python -m pytest"
+    )
+
+# Imports below register what they define; keep them sorted.
+from graphkit.models.gae import GAE
+from graphkit.models.heuristics import AdamicAdar, CommonNeighbors, ResourceAllocation
+from graphkit.models.ncn import NCN, NCNPredictor
+from graphkit.models.ncn_ablation import NCNAblation
+from graphkit.models.ncnc import NCNC, NCNCPredictor
+
+__all__ = [
+    "GAE",
+    "NCN",
+    "NCNC",
+    "AdamicAdar",
+    "CommonNeighbors",
+    "NCNAblation",
+    "NCNCPredictor",
+    "NCNPredictor",
+    "ResourceAllocation",
+]

@@ -1,0 +1,1 @@
+"""Recipes, one folder a model; read by :mod:`graphkit.recipes`."""

@@ -1,0 +1,180 @@
+"""The contract of data sets, and the cache of processed data."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from graphkit import data
+from graphkit.data import DataSpec, Processed, cached, load_dataset, row_normalized
+from graphkit.errors import UserError
+
+
+def made() -> Processed:
+    tensors = {
+        "x": torch.randn(5, 3, generator=torch.Generator().manual_seed(0)),
+        "edges": torch.tensor([[0, 1], [1, 2]]).T,  # not contiguous
+        "none": torch.empty(2, 0, dtype=torch.int64),
+        "flags": torch.tensor([True, False]),
+    }
+    return Processed(tensors, {"nodes": 5, "names": ["a", "é"], "pair": (1, 2)})
+
+
+def same(a: Processed, b: Processed) -> bool:
+    return (
+        a.info == b.info
+        and a.tensors.keys() == b.tensors.keys()
+        and all(torch.equal(a.tensors[k], b.tensors[k]) for k in a.tensors)
+    )
+
+
+class Builder:
+    """Counts how often it is asked."""
+
+    calls = 0
+
+    def __call__(self) -> Processed:
+        self.calls += 1
+        return made()
+
+
+def test_cached_builds_once(tmp_path: Path) -> None:
+    build = Builder()
+    first = cached(tmp_path / "c", "graph/1", build)
+    second = cached(tmp_path / "c", "graph/1", build)
+    assert build.calls == 1
+    assert same(first, second)
+    assert first.info["pair"] == [1, 2]
+    cached(tmp_path / "c", "graph/2", build)
+    assert build.calls == 2
+    shown = sorted(p.suffix for p in (tmp_path / "c").iterdir() if not p.name.startswith("."))
+    assert shown == [".json", ".json", ".safetensors", ".safetensors"]
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "json"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "pickle"])
+def test_a_damaged_cache_is_built_again(tmp_path: Path, suffix: str, damage: str) -> None:
+    build = Builder()
+    cached(tmp_path, "graph", build)
+    (path,) = tmp_path.glob(f"graph*.{suffix}")
+    content = bytearray(path.read_bytes())
+    if damage == "flip":
+        content[len(content) - 9] ^= 1
+    elif damage == "truncate":
+        del content[-7:]
+    elif damage == "empty":
+        content.clear()
+    else:
+        content[:] = b"cposix\nsystem\n(S'echo'\ntR."
+    path.write_bytes(content)
+    with pytest.warns(UserWarning, match="it is built again"):
+        again = cached(tmp_path, "graph", build)
+    assert build.calls == 2
+    assert same(again, cached(tmp_path, "graph", build))
+    assert build.calls == 2
+
+
+def test_a_missing_tensor_file_is_built_again(tmp_path: Path) -> None:
+    build = Builder()
+    cached(tmp_path, "graph", build)
+    next(tmp_path.glob("*.safetensors")).unlink()
+    with pytest.warns(UserWarning, match="built again"):
+        cached(tmp_path, "graph", build)
+
+
+def test_another_format_is_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build = Builder()
+    cached(tmp_path, "graph", build)
+    monkeypatch.setattr(data, "_CACHE_FORMAT", 2)
+    with pytest.warns(UserWarning, match="belongs to something else"):
+        cached(tmp_path, "graph", build)
+
+
+def test_an_unwritable_folder_only_disables_caching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    build = Builder()
+    with pytest.warns(UserWarning, match="nothing is cached"):
+        first = cached(tmp_path / "file", "graph", build)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        second = cached(tmp_path / "file", "graph", build)
+    assert build.calls == 2
+    assert same(first, second)
+
+    def full(*_: object) -> None:
+        raise UserError("cannot write: the disk is full")
+
+    monkeypatch.setattr(data, "atomic_write", full)
+    with pytest.warns(UserWarning, match="disk is full"):
+        cached(tmp_path / "ok", "graph", build)
+
+
+def test_a_failed_build_stores_nothing(tmp_path: Path) -> None:
+    def build() -> Processed:
+        raise UserError("corrupt")
+
+    with pytest.raises(UserError, match="corrupt"):
+        cached(tmp_path, "graph", build)
+    assert not list(tmp_path.glob("graph*"))
+
+
+BUILD = """
+import os, sys, time, torch
+from pathlib import Path
+from graphkit.data import Processed, cached
+folder = Path(sys.argv[1])
+def build():
+    with open(folder / "built", "a") as file:
+        file.write("x")
+    time.sleep(0.5)
+    return Processed({"x": torch.arange(1000)}, {})
+(folder / sys.argv[2]).touch()
+while not all((folder / name).exists() for name in "ab"):
+    time.sleep(0.005)
+print(int(cached(folder / "cache", "key", build).tensors["x"].sum()))
+"""
+
+
+def test_two_processes_build_once(tmp_path: Path) -> None:
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", BUILD, str(tmp_path), name],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name in "ab"
+    ]
+    assert [worker.communicate(timeout=120) for worker in workers] == [("499500\n", "")] * 2
+    assert (tmp_path / "built").read_text() == "x"
+
+
+def test_the_manifest_is_json(tmp_path: Path) -> None:
+    cached(tmp_path, "a key/with:signs", made)
+    manifest = json.loads(next(tmp_path.glob("a-key-with-signs-*.json")).read_text())
+    assert manifest["key"] == "a key/with:signs"
+    assert len(manifest["sha256"]) == 64
+
+
+def test_load_dataset_refuses_what_isnt_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="unknown data set 'coar'; did you mean 'cora'"):
+        load_dataset("coar", root=tmp_path)
+    with pytest.raises(UserError, match="'digits' has no task 'graph'; it serves: link, node"):
+        load_dataset("digits", root=tmp_path, task="graph")
+
+
+def test_spec_and_transforms() -> None:
+    assert DataSpec(num_nodes=3).offered() == {
+        "num_nodes": 3,
+        "in_channels": None,
+        "num_classes": None,
+        "num_relations": None,
+    }
+    x = row_normalized(torch.tensor([[1.0, 3.0], [0.0, 0.0]]))
+    assert x.tolist() == [[0.25, 0.75], [0.0, 0.0]]

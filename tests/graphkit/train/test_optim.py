@@ -1,0 +1,128 @@
+"""Parameter groups, schedules, clipping."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from graphkit.config import OptimConfig
+from graphkit.errors import UserError
+from graphkit.testing import TinyModel
+from graphkit.train.optim import build_optimizer, gradient_norms, lr_factor, scale_gradients, set_lr
+
+
+class Nested(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.ModuleDict({"conv": nn.Linear(2, 2), "norm": nn.LayerNorm(2)})
+        self.encoder2 = nn.Linear(2, 2)
+        self.alpha = nn.Parameter(torch.ones(1))
+
+
+def test_groups_by_longest_prefix():
+    config = OptimConfig(lr=0.1, group_lr={"encoder": 0.2, "encoder.norm": 0.3, "alpha": 0.4})
+    model = Nested()
+    optimizer = build_optimizer(model, config)
+    groups = {g["name"]: (g["base_lr"], sum(p.numel() for p in g["params"])) for g in optimizer.param_groups}
+    assert groups == {
+        "default": (0.1, 6),
+        "encoder": (0.2, 6),
+        "encoder.norm": (0.3, 4),
+        "alpha": (0.4, 1),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("encodr", "did you mean 'encoder'"), ("encoder.nrm", "did you mean 'encoder.norm'"), ("zzz", "known:")],
+)
+def test_unknown_group(name, hint):
+    with pytest.raises(UserError, match=f"names '{name}', which is no part of the model; {hint}"):
+        build_optimizer(Nested(), OptimConfig(group_lr={name: 0.1}))
+
+
+def test_group_without_parameters():
+    model = Nested()
+    model.encoder2.requires_grad_(False)
+    with pytest.raises(UserError, match="no trainable parameter"):
+        build_optimizer(model, OptimConfig(group_lr={"encoder2": 0.1}))
+
+
+def test_tied_parameters_are_in_one_group():
+    model = TinyModel()
+    optimizer = build_optimizer(model, OptimConfig(group_lr={"middle": 0.1}))
+    counted = [p for g in optimizer.param_groups for p in g["params"]]
+    assert len(counted) == len({id(p) for p in counted}) == len(list(model.parameters()))
+
+
+def test_no_parameters_no_optimizer():
+    assert build_optimizer(nn.ReLU(), OptimConfig()) is None
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_fused_equals_the_plain_optimizer(name):
+    config = OptimConfig(name=name, lr=0.05, weight_decay=0.1, momentum=0.9 if name == "sgd" else 0.0)
+    torch.manual_seed(0)
+    model, other = nn.Linear(3, 2), nn.Linear(3, 2)
+    other.load_state_dict(model.state_dict())
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[name]
+    extra = {"momentum": 0.9} if name == "sgd" else {}
+    pairs = [
+        (model, build_optimizer(model, config)),
+        (other, kind(other.parameters(), lr=0.05, weight_decay=0.1, foreach=False, **extra)),
+    ]
+    x = torch.randn(5, 3)
+    for _ in range(5):
+        for module, optimizer in pairs:
+            optimizer.zero_grad()
+            module(x).square().mean().backward()
+            optimizer.step()
+    assert torch.allclose(model.weight, other.weight, atol=1e-6)
+
+
+def test_schedules():
+    constant = OptimConfig(warmup_epochs=2)
+    assert [lr_factor(constant, t, 10) for t in (0, 0.5, 1, 2, 9)] == [0, 0.25, 0.5, 1, 1]
+    cosine = OptimConfig(schedule="cosine", warmup_epochs=2, min_lr_ratio=0.1)
+    assert lr_factor(cosine, 2, 10) == 1
+    assert lr_factor(cosine, 6, 10) == pytest.approx(0.55)
+    assert lr_factor(cosine, 10, 10) == pytest.approx(0.1)
+    assert lr_factor(cosine, 4, 10) == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2)
+    linear = OptimConfig(schedule="linear", min_lr_ratio=0.2)
+    assert [lr_factor(linear, t, 10) for t in (0, 5, 10, 20)] == pytest.approx([1, 0.6, 0.2, 0.2])
+    assert lr_factor(OptimConfig(schedule="cosine", warmup_epochs=5), 5, 5) == 1
+
+
+def test_set_lr_keeps_the_ratio_of_groups():
+    optimizer = build_optimizer(TinyModel(), OptimConfig(lr=0.1, group_lr={"head": 0.4}))
+    assert set_lr(optimizer, 0.5) == {"default": 0.05, "head": 0.2}
+    assert [g["lr"] for g in optimizer.param_groups] == [0.05, 0.2]
+
+
+@pytest.mark.parametrize("by_group", [False, True])
+def test_clipping_equals_torch(by_group):
+    config = OptimConfig(clip_norm=0.7, clip_groups=by_group, group_lr={"head": 0.1})
+    torch.manual_seed(0)
+    model, other = TinyModel(), TinyModel()
+    other.load_state_dict(model.state_dict())
+    optimizer, reference = build_optimizer(model, config), build_optimizer(other, config)
+    for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
+        ours.grad = torch.randn_like(ours)
+        theirs.grad = ours.grad.clone()
+    total = scale_gradients(optimizer, gradient_norms(optimizer).tolist(), config)
+    groups = [g["params"] for g in reference.param_groups] if by_group else [list(other.parameters())]
+    norms = [float(torch.nn.utils.clip_grad_norm_(group, 0.7)) for group in groups]
+    assert total == pytest.approx(math.hypot(*norms), rel=1e-5)
+    for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.allclose(ours.grad, theirs.grad, atol=1e-6)
+
+
+def test_norms_of_missing_and_sparse_gradients():
+    model = nn.ModuleDict({"table": nn.Embedding(10, 2, sparse=True), "idle": nn.Linear(2, 2)})
+    optimizer = build_optimizer(model, OptimConfig(name="sgd", group_lr={"idle": 0.1}))
+    (model["table"](torch.tensor([1, 1, 3])) * 3).sum().backward()
+    model["table"].weight.grad = model["table"].weight.grad.coalesce()
+    norms = gradient_norms(optimizer).tolist()
+    assert norms == pytest.approx([math.sqrt(2 * 36 + 2 * 9), 0.0])
+    optimizer.step()

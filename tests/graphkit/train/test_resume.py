@@ -1,0 +1,252 @@
+"""A run that is stopped anywhere and resumed equals one that wasn't."""
+
+import os
+import signal
+
+import pytest
+import torch
+
+from graphkit.run import Run
+from graphkit.testing import TinyModel, TinyTask, tiny_config
+from graphkit.train import Stopped, Trainer, read_checkpoint
+from graphkit.train.checkpoint import CheckpointStore
+
+OPTIM = {"schedule": "cosine", "warmup_epochs": 1.5, "clip_norm": 1.0, "group_lr": {"encoder": 0.02}}
+CONFIG = tiny_config(optim=OPTIM, epochs=4, checkpoint_every=2, patience=3, accumulate=2)
+STEPS = 3
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def make(folder, config=CONFIG, **hooks):
+    torch.manual_seed(config.seed)
+    run = Run.open(folder) if folder.joinpath("config.yaml").exists() else None
+    if run is None:
+        folder.mkdir(exist_ok=True)
+        made = Run.create(folder / "root", config)
+        made.folder.rename(folder / "run")
+        run = Run(folder / "run", config)
+    task = TinyTask(seed=config.seed, batch_size=config.train.batch_size, **hooks)
+    return Trainer(TinyModel(), task, config, run, log_steps=1)
+
+
+def stop():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def at_step(n):
+    calls = []
+
+    def hook(epoch, step):
+        calls.append((epoch, step))
+        if len(calls) == n + 1:
+            stop()
+
+    return hook
+
+
+def log_lines(run):
+    """The log without its times."""
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in run.metrics]
+
+
+def final(run):
+    names = CheckpointStore(run.checkpoints).names()
+    return read_checkpoint(run.checkpoints / names[-1])
+
+
+def assert_equal_trees(a, b):
+    assert type(a) is type(b)
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_equal_trees(a[key], b[key])
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_equal_trees(x, y)
+    else:
+        assert a == b or (a != a and b != b)
+
+
+TIMES = ("seconds", "epoch_seconds", "train_seconds", "eval_seconds", "log_bytes")
+
+
+def assert_same_run(run, reference):
+    mine, other = final(run), final(reference)
+    assert_equal_trees(dict(mine.model), dict(other.model))
+    assert_equal_trees(mine.optimizer, other.optimizer)
+    assert_equal_trees(dict(mine.best), dict(other.best))
+    assert_equal_trees(mine.state["generators"], other.state["generators"])
+    position, expected = dict(mine.state["state"]), dict(other.state["state"])
+    assert len(position["train_seconds"]) == len(expected["train_seconds"])
+    for key in TIMES:
+        position.pop(key)
+        expected.pop(key)
+    assert position == expected
+    assert log_lines(run) == log_lines(reference)
+    for key in ("valid", "test", "best_epoch", "epochs", "stopped_early"):
+        assert run.result[key] == reference.result[key], key
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    torch.set_num_threads(1)
+    trainer = make(tmp_path_factory.mktemp("reference"))
+    trainer.fit()
+    return trainer.run
+
+
+def test_reference_log_has_each_step_once(reference):
+    steps = [line["step"] for line in reference.metrics if line["split"] == "step"]
+    assert steps == list(range(1, 4 * STEPS + 1))
+    assert [line["epoch"] for line in reference.metrics if line["split"] == "valid"] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("n", range(4 * STEPS))
+def test_stop_at_every_step(n, tmp_path, reference):
+    trainer = make(tmp_path, on_batch=at_step(n))
+    with pytest.raises(Stopped) as stopped:
+        trainer.fit()
+    assert stopped.value.code == 143
+    assert final(trainer.run).state["state"]["updates"] == n + 1  # the step is finished, then saved
+    again = make(trainer.run.folder)
+    again.fit()
+    assert_same_run(trainer.run, reference)
+
+
+@pytest.mark.parametrize("n", range(4 * STEPS))
+def test_crash_at_every_step(n, tmp_path, reference):
+    """No checkpoint is written at the crash: the run goes back to the last one and the log with it."""
+
+    def crash(epoch, step):
+        if epoch * STEPS + step == n:
+            raise RuntimeError("power cut")
+
+    trainer = make(tmp_path, on_batch=crash)
+    with pytest.raises(RuntimeError, match="power cut"):
+        trainer.fit()
+    again = make(trainer.run.folder)
+    again.fit()
+    assert_same_run(trainer.run, reference)
+
+
+@pytest.mark.parametrize("n", range(6))
+def test_stop_during_evaluation(n, tmp_path, reference):
+    """Evaluations 4 and 5 are the final ones, of validation and test."""
+    calls = []
+
+    def hook(split, metrics):
+        calls.append(split)
+        if len(calls) == n + 1:
+            stop()
+
+    trainer = make(tmp_path, on_evaluate=hook)
+    with pytest.raises(Stopped):
+        trainer.fit()
+    assert trainer.run.result is None
+    assert len(calls) == n + 1, "the evaluation is interrupted, not completed"
+    again = make(trainer.run.folder)
+    again.fit()
+    assert_same_run(trainer.run, reference)
+
+
+def test_stop_before_the_first_step(tmp_path, reference, monkeypatch):
+    trainer = make(tmp_path)
+    train = Trainer._train
+
+    def stop_first(self, guard):
+        stop()
+        train(self, guard)
+
+    monkeypatch.setattr(Trainer, "_train", stop_first)
+    with pytest.raises(Stopped):
+        trainer.fit()
+    monkeypatch.undo()
+    assert CheckpointStore(trainer.run.checkpoints).names() == ["step-00000000"]
+    make(trainer.run.folder).fit()
+    assert_same_run(trainer.run, reference)
+
+
+def test_three_restarts(tmp_path, reference):
+    folder = tmp_path
+    for n in (1, 2, 4):
+        trainer = make(folder, on_batch=at_step(n))
+        with pytest.raises(Stopped):
+            trainer.fit()
+        folder = trainer.run.folder
+    make(folder).fit()
+    assert_same_run(trainer.run, reference)
+
+
+def test_finished_run_is_left_alone(tmp_path):
+    trainer = make(tmp_path, tiny_config(epochs=2))
+    first = trainer.fit()
+    before = {p: p.stat().st_mtime_ns for p in trainer.run.folder.rglob("*") if p.name != "run.lock"}
+
+    def never(*args):
+        raise AssertionError("a finished run does nothing")
+
+    again = make(trainer.run.folder, tiny_config(epochs=2), on_batch=never, on_evaluate=never)
+    assert again.fit() == first
+    assert before == {p: p.stat().st_mtime_ns for p in trainer.run.folder.rglob("*") if p.name != "run.lock"}
+
+
+def test_finished_run_can_be_prolonged(tmp_path):
+    trainer = make(tmp_path, tiny_config(epochs=2))
+    trainer.fit()
+    longer = make(trainer.run.folder, tiny_config(epochs=4))
+    assert longer.fit().epochs == 4
+    whole = make(tmp_path / "whole", tiny_config(epochs=4))
+    whole.fit()
+    assert_equal_trees(dict(final(trainer.run).model), dict(final(whole.run).model))
+    assert log_lines(trainer.run) == log_lines(whole.run)
+
+
+def test_early_stopping_survives_a_stop(tmp_path):
+    def worse(split, metrics):
+        worse.calls += 1
+        return {**metrics, "r2": 1.0 / worse.calls}
+
+    worse.calls = 0
+    config = tiny_config(epochs=20, patience=3)
+    trainer = make(tmp_path, config, on_evaluate=worse, on_batch=at_step(8))
+    with pytest.raises(Stopped):
+        trainer.fit()
+    result = make(trainer.run.folder, config, on_evaluate=worse).fit()
+    assert result.stopped_early
+    assert (result.epochs, result.best_epoch) == (4, 1)
+
+
+def test_resume_refuses_another_configuration(tmp_path):
+    trainer = make(tmp_path, tiny_config(epochs=2))
+    trainer.fit()
+    with pytest.raises(ValueError, match=r"optim\.lr is 0\.01 in .* and can't become 0\.5"):
+        make(trainer.run.folder, tiny_config(epochs=2, optim={"lr": 0.5})).fit()
+
+
+def test_resume_refuses_another_model(tmp_path):
+    trainer = make(tmp_path, on_batch=at_step(4))
+    with pytest.raises(Stopped):
+        trainer.fit()
+    other = Trainer(TinyModel(hidden=4), TinyTask(), CONFIG, trainer.run)
+    with pytest.raises(ValueError, match="of another model"):
+        other.fit()
+
+
+def test_lost_log_lines_are_reported(tmp_path, caplog):
+    trainer = make(tmp_path, on_batch=at_step(4))
+    with pytest.raises(Stopped):
+        trainer.fit()
+    trainer.run.metrics_path.write_text('{"epoch": 1}\n{"cut')
+    make(trainer.run.folder).fit()
+    assert "lines were lost" in caplog.text
+    assert trainer.run.metrics[0] == {"epoch": 1}
