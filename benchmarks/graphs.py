@@ -19,8 +19,8 @@ def rmat_edges(
     """Draws distinct undirected edges of a recursive-matrix (R-MAT) graph.
 
     Every edge descends a quadtree over the adjacency matrix, taking the four quadrants with probability
-    ``a, b, c, 1 - a - b - c``; ids from ``num_nodes`` on, self loops and repeats are drawn again. Node ids are
-    shuffled, so that an id says nothing about a degree. Source: Chakrabarti, Zhan and Faloutsos, "R-MAT: a
+    ``a, b, c, 1 - a - b - c``; ids from ``num_nodes`` on, self loops and repeats are drawn again. Ids are
+    shuffled, so that they say nothing about degrees. Source: Chakrabarti, Zhan and Faloutsos, "R-MAT: a
     recursive model for graph mining", SDM 2004.
 
     Returns:

@@ -227,7 +227,7 @@ def _read_edges(path: Path, features: Path | None) -> _Graph:
             source, target = (list(map(str, side.tolist())) for side in numbers)
         assert source is not None
         assert target is not None
-        numbers = np.stack([_positions(side, index, path, features) for side in (source, target)])
+        numbers = _positions(source + target, index, path, features).reshape(2, -1)
         return _Graph(numbers, None if names == _counted(len(names)) else names, len(names), x)
     if numbers is not None:
         return _numbered(numbers, x, path, features)
@@ -329,7 +329,7 @@ def load_custom(
     labels: str | None = None,
     valid_ratio: float | None = None,
     test_ratio: float = 0.2,
-    metric: str = "hits@100",
+    metric: str = "mrr",
     normalize_features: bool = False,
 ) -> Benchmark:
     """A graph of your own, from a CSV or npz file of edges.
@@ -345,7 +345,7 @@ def load_custom(
         labels: CSV of node and class, or npz with ``y`` ``[N]``, negative where unknown.
         valid_ratio: Share for validation; by default 0.1 of the edges or 0.2 of the labelled nodes.
         test_ratio: Share for test.
-        metric: Of link prediction: ``hits@K``, ``mrr`` or ``auc``.
+        metric: Of link prediction: ``mrr``, ``auc`` or ``hits@K``, which needs K negatives in each split.
         normalize_features: Whether each row of features is divided by its sum.
 
     Raises:

@@ -108,6 +108,8 @@ class _Unpickler(pickle.Unpickler):
             return getattr(np, name)
         if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
             return np.ndarray.__reduce__(np.empty(0))[0]
+        if name == "_frombuffer" and module in ("numpy.core.numeric", "numpy._core.numeric"):
+            return lambda data, kind, shape, order: np.frombuffer(data, kind).reshape(shape, order=order)
         if module in ("__builtin__", "builtins") and name in ("list", "dict", "int"):
             return {"list": list, "dict": dict, "int": int}[name]
         if (module, name) == ("collections", "defaultdict"):
@@ -181,13 +183,14 @@ def read_planetoid(folder: str | Path, name: str) -> dict[str, Tensor]:
         UserError: If a file is damaged, names anything to run, or the counts aren't the published ones.
     """
     at = {part: Path(folder) / f"ind.{name}.{part}" for part in PARTS}
-    labelled = _matrix(at["y"]).shape[0]
-    allx, tx, ally, ty = (_matrix(at[part]) for part in ("allx", "tx", "ally", "ty"))
+    start, labels, allx, tx, ally, ty = (_matrix(at[part]) for part in ("x", "y", "allx", "tx", "ally", "ty"))
+    labelled = labels.shape[0]
     test = _test_index(at["test.index"])
     ordered = np.sort(test)
     known = allx.shape[0]
     num_nodes = known + int(ordered[-1]) - int(ordered[0]) + 1
-    fits = allx.shape[1] == tx.shape[1] and ally.shape[1] == ty.shape[1]
+    fits = start.shape == (labelled, allx.shape[1]) and labelled + 500 <= known
+    fits &= allx.shape[1] == tx.shape[1] and labels.shape[1] == ally.shape[1] == ty.shape[1]
     if not fits or ally.shape[0] != known or ordered[0] != known or not len(tx) == len(ty) == len(test):
         raise UserError(f"the files ind.{name}.* in {folder} don't belong together: their sizes disagree")
 

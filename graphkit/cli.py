@@ -19,7 +19,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("graphkit.commands.train", "train a model by name"),
     "evaluate": ("graphkit.commands.use", "evaluate a run's best weights again"),
     "predict": ("graphkit.commands.use", "use a run's best weights"),
-    "reproduce": ("graphkit.commands.reproduce", "run recipes over their seeds and compare with published results"),
+    "reproduce": (
+        "graphkit.commands.reproduce",
+        "run recipes over their seeds and compare with published results",
+    ),
     "list": ("graphkit.commands.catalogue", "tables of models, data sets and recipes"),
     "show": ("graphkit.commands.catalogue", "parameters, recipes and results of one name"),
 }
@@ -78,5 +81,11 @@ def _usage() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
     return "\n".join(
-        ["usage: graphkit COMMAND ...", "", *lines, "", "graphkit COMMAND --help says more about one of them."]
+        [
+            "usage: graphkit COMMAND ...",
+            "",
+            *lines,
+            "",
+            "graphkit COMMAND --help says more about one of them.",
+        ]
     )

@@ -65,9 +65,7 @@ class OptimConfig:
         )
         _require(self.warmup_epochs >= 0, "optim.warmup_epochs", self.warmup_epochs, "at least 0")
         _require(0 <= self.min_lr_ratio <= 1, "optim.min_lr_ratio", self.min_lr_ratio, "in [0, 1]")
-        _require(
-            self.clip_norm is None or self.clip_norm > 0, "optim.clip_norm", self.clip_norm, "positive"
-        )
+        _require(self.clip_norm is None or self.clip_norm > 0, "optim.clip_norm", self.clip_norm, "positive")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +105,10 @@ class TrainConfig:
         for name in positive:
             _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
         _require(
-            self.precision in ("fp32", "bf16", "fp16"), "train.precision", self.precision, "fp32, bf16 or fp16"
+            self.precision in ("fp32", "bf16", "fp16"),
+            "train.precision",
+            self.precision,
+            "fp32, bf16 or fp16",
         )
         _require(self.patience is None or self.patience >= 1, "train.patience", self.patience, "at least 1")
         _require(
@@ -118,7 +119,10 @@ class TrainConfig:
         )
         _require(self.keep >= 2, "train.keep", self.keep, "at least 2")
         _require(
-            self.max_minutes is None or self.max_minutes > 0, "train.max_minutes", self.max_minutes, "positive"
+            self.max_minutes is None or self.max_minutes > 0,
+            "train.max_minutes",
+            self.max_minutes,
+            "positive",
         )
 
 

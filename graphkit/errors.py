@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 __all__ = ["UserError", "did_you_mean"]
@@ -24,10 +23,20 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
         options: The names that would have been accepted.
     """
     known = sorted(options)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if close:
-        return f"; did you mean '{close[0]}'?"
+    close = min(known, key=lambda option: _edits(name, option), default="")
+    if close and _edits(name, close) <= max(1, len(close) // 3):
+        return f"; did you mean '{close}'?"
     if not known:
         return ""
     shown = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
     return f"; known: {shown}"
+
+
+def _edits(a: str, b: str) -> int:
+    """Returns how many insertions, deletions and replacements lead from one name to another (Levenshtein)."""
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, start=1):
+        diagonal, row[0] = row[0], i
+        for j, y in enumerate(b, start=1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (x != y))
+    return row[-1]

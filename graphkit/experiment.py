@@ -83,7 +83,9 @@ def build_model(config: RunConfig, spec: DataSpec) -> nn.Module:
     return model
 
 
-def build(config: RunConfig, *, data_root: str | Path = "data", device: str | torch.device = "cpu") -> Experiment:
+def build(
+    config: RunConfig, *, data_root: str | Path = "data", device: str | torch.device = "cpu"
+) -> Experiment:
     """Loads the data set and builds task and model.
 
     Args:

@@ -54,7 +54,9 @@ class Predictor:
         if ids.numel() == 0:
             return torch.zeros(0)
         if ids.is_floating_point() or ids.dim() != 2 or 2 not in ids.shape:
-            raise UserError(f"pairs must be integers of shape [2, B] or [B, 2], not {ids.dtype} {tuple(ids.shape)}")
+            raise UserError(
+                f"pairs must be integers of shape [2, B] or [B, 2], not {ids.dtype} {tuple(ids.shape)}"
+            )
         ids = ids.long() if ids.size(0) == 2 else ids.long().t()
         scores: Tensor = self._task_method("score")(self.model, ids)
         return scores
@@ -66,13 +68,15 @@ class Predictor:
 
     def node_names(self) -> list[str] | None:
         """Returns the names of a graph that came with names instead of ids."""
-        names: list[str] | None = self.benchmark.info.get("node_names")
-        return names
+        names = self.benchmark.node_names
+        return None if names is None else list(names)
 
     def _task_method(self, name: str) -> Any:
         method = getattr(self.task, name, None)
         if method is None:
-            raise UserError(f"{self.run.name} was trained for {self.config.task_name}; it can't {name} node pairs")
+            raise UserError(
+                f"{self.run.name} was trained for {self.config.task_name}; it can't {name} node pairs"
+            )
         return method
 
 

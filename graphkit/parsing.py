@@ -25,8 +25,8 @@ from graphkit.tasks.base import Task
 
 __all__ = ["make_parser", "read_yaml", "recipe_config", "resolve"]
 
-_LOADER_ARGUMENTS = {"root", "task", "seed"}
-_TASK_ARGUMENTS = set(inspect.signature(Task.__init__).parameters) - {"self"}
+_LOADER_ARGUMENTS: set[str | int] = {"root", "task", "seed"}
+_TASK_ARGUMENTS: set[str | int] = {*inspect.signature(Task.__init__).parameters} - {"self"}
 
 
 def make_parser(prog: str, model: Entry, dataset: Entry, task: Entry) -> ArgumentParser:
@@ -123,7 +123,9 @@ def recipe_config(recipe: Recipe, seed: int = 0, flags: Sequence[str] = ()) -> R
 
 def _named(kind: str, name: str | None, prog: str) -> str:
     if name is None:
-        raise UserError(f"name a {kind} first: {prog} MODEL [--dataset NAME]; known: {', '.join(MODELS.names())}")
+        raise UserError(
+            f"name a {kind} first: {prog} MODEL [--dataset NAME]; known: {', '.join(MODELS.names())}"
+        )
     return name
 
 

@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +72,11 @@ class Run:
                 break
             else:
                 raise UserError(f"no free name for a run in {parent}")
-            atomic_write(folder / "config.yaml", yaml.safe_dump(_jsonable(config.to_dict()), sort_keys=False))
+            run = cls(folder, config)
+            run._write_config(config)
         except OSError as error:
             raise UserError(f"can't make a run folder in {parent}: {error}") from error
-        return cls(folder, config)
+        return run
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
@@ -159,6 +159,30 @@ class Run:
         """
         check_same(self.config.to_dict(), config.to_dict(), str(self.folder))
 
+    def adopt(self, config: RunConfig) -> None:
+        """Stores what a resumed run sets anew, e.g. more epochs; the next resume finds it.
+
+        Raises:
+            UserError: As :meth:`check_same`.
+        """
+        self.check_same(config)
+        if config == self.config:
+            return
+        before, now = self.config.train.epochs, config.train.epochs
+        if before != now and config.optim.schedule != "constant":
+            _log.warning(
+                "train.epochs goes from %d to %d: the rest of the %s schedule is stretched over them",
+                before,
+                now,
+                config.optim.schedule,
+            )
+        self._write_config(config)
+        self.config = config
+
+    def _write_config(self, config: RunConfig) -> None:
+        text = yaml.safe_dump(_jsonable(config.to_dict()), sort_keys=False, allow_unicode=True)
+        atomic_write(self.folder / "config.yaml", text)
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Holds the folder for one process; the lock of a dead process counts for nothing.
@@ -167,7 +191,17 @@ class Run:
             UserError: Another process uses the folder; names its id.
         """
         path = self.folder / "run.lock"
-        with _refused(self.folder, path), lock(path, timeout=0.0):
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(lock(path, timeout=0.0))
+            except UserError as error:
+                if "still holds" in str(error):
+                    holder = path.read_text().strip() or "unknown"
+                    message = f"run {self.folder} is in use by process {holder}; wait for it or end it"
+                    raise UserError(message) from None
+                if "cannot" in str(error):
+                    raise
+                _log.warning("%s; nothing keeps a second process out of this run", error)
             yield
 
 
@@ -187,19 +221,6 @@ def check_same(stored: Mapping[str, Any], given: Mapping[str, Any], where: str) 
         a, b = ours.get(key, "absent"), theirs.get(key, "absent")
         if a != b and key not in MAY_CHANGE:
             raise UserError(f"{key} is {a!r} in {where} and can't become {b!r}: start a new run for that")
-
-
-@contextmanager
-def _refused(folder: Path, path: Path) -> Iterator[None]:
-    """Words the refusal of a lock for a run; errors from inside the block pass unchanged."""
-    entered = os.path.exists(path)
-    try:
-        yield
-    except UserError as error:
-        if entered and "still holds" in str(error) and str(path) in str(error):
-            holder = path.read_text().strip() or "unknown"
-            raise UserError(f"run {folder} is in use by process {holder}; wait for it or end it") from None
-        raise
 
 
 def _read_config(path: Path) -> RunConfig:

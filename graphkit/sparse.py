@@ -50,7 +50,7 @@ class CSRGraph:
         """
         if edge_index.dim() != 2 or edge_index.size(0) != 2:
             raise ValueError(f"edge_index has shape {tuple(edge_index.shape)}; it must be [2, E]")
-        if edge_index.numel() and not (0 <= int(edge_index.min()) and int(edge_index.max()) < num_nodes):
+        if edge_index.numel() and not (int(edge_index.min()) >= 0 and int(edge_index.max()) < num_nodes):
             raise ValueError(
                 f"edge_index holds ids from {int(edge_index.min())} to {int(edge_index.max())}; "
                 f"they must lie in [0, {num_nodes})"
@@ -92,7 +92,7 @@ class CSRGraph:
         return self.rowptr[1:] - self.rowptr[:-1]
 
     def find_edges(self, pairs: Tensor) -> Tensor:
-        """Returns the undirected edge id of each pair ``[2, B]``, or -1 where there is none, ``[B]`` int64."""
+        """Returns the undirected edge id of each pair ``[2, B]``, -1 where there is none, ``[B]`` int64."""
         n = max(self.num_nodes, 1)
         key = torch.minimum(*pairs) * n + torch.maximum(*pairs)
         known = self.edges[0] * n + self.edges[1]
@@ -103,8 +103,8 @@ class CSRGraph:
 
     def to(self, device: torch.device | str) -> CSRGraph:
         """Returns the graph on another device."""
-        parts = (t.to(device) for t in (self.rowptr, self.col, self.edge_id, self.edges))
-        return CSRGraph(*parts, self.symmetric)
+        rowptr, col = self.rowptr.to(device), self.col.to(device)
+        return CSRGraph(rowptr, col, self.edge_id.to(device), self.edges.to(device), self.symmetric)
 
 
 class SparseRows(NamedTuple):

@@ -34,7 +34,7 @@ def tiny_graph(nodes: int = 12, edges: int = 20, channels: int = 4, classes: int
     draw = generator(seed, "tiny graph")
     ends = torch.randint(nodes, (2, edges), generator=draw)
     ends = ends[:, ends[0] != ends[1]]
-    edge_index = torch.cat([ends, ends.flip(0)], dim=1).unique(dim=1)  # type: ignore[no-untyped-call]
+    edge_index = torch.cat([ends, ends.flip(0)], dim=1).unique(dim=1)
     x = torch.randn(nodes, channels, generator=draw)
     y = torch.randint(classes, (nodes,), generator=draw)
     return Data(x=x, edge_index=edge_index, y=y, num_nodes=nodes)
@@ -201,7 +201,7 @@ def check_model(
     first = loss(model)
     assert first.ndim == 0, f"the loss is a scalar, not {tuple(first.shape)}"
     assert bool(torch.isfinite(first)), f"the loss is {first.item()}"
-    first.backward()  # type: ignore[no-untyped-call]
+    first.backward()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and not name.startswith(unused or ("\0",)):
             assert parameter.grad is not None, f"{name} gets no gradient"
@@ -228,7 +228,7 @@ def _check_learns(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> None
         before = loss(model).item()
     for _ in range(60):
         optimizer.zero_grad()
-        loss(model).backward()  # type: ignore[no-untyped-call]
+        loss(model).backward()
         optimizer.step()
     with torch.no_grad():
         after = loss(model).item()

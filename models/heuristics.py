@@ -1,8 +1,8 @@
 r"""Link heuristics without parameters: the floor of every table.
 
 Sources: common neighbours, Newman 2001; "Friends and neighbors on the Web", Adamic and Adar 2003
-(https://doi.org/10.1016/S0378-8733(03)00009-1); "Predicting missing links via local information", Zhou, Lue and
-Zhang 2009 (https://arxiv.org/abs/0901.0553).
+(https://doi.org/10.1016/S0378-8733(03)00009-1); "Predicting missing links via local information", Zhou, Lue
+and Zhang 2009 (https://arxiv.org/abs/0901.0553).
 
 .. math::
     s_{ij} = \sum_{u \in N(i) \cap N(j)} w_u, \qquad
@@ -36,7 +36,9 @@ class Heuristic(nn.Module):
         """Returns the score of each pair ``[2, B]``, ``[B]``."""
         return overlap_count(graph.rowptr, graph.col, edge_label_index, h)
 
-    def forward(self, x: Tensor | SparseRows | None, edge_index: Tensor | CSRGraph, edge_label_index: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor | SparseRows | None, edge_index: Tensor | CSRGraph, edge_label_index: Tensor
+    ) -> Tensor:
         if isinstance(edge_index, Tensor):
             size = x.size(0) if x is not None else int(max(edge_index.max(), edge_label_index.max())) + 1
             edge_index = CSRGraph.from_edge_index(edge_index, size)

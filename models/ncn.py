@@ -4,8 +4,8 @@ Paper: "Neural Common Neighbor with Completion for Link Prediction", Xiyuan Wang
 ICLR 2024, https://arxiv.org/abs/2302.00890. Its completion stands in :mod:`graphkit.models.ncnc`.
 
 Where this departs from the authors' code (``parity=True`` follows it instead): dropped edges go in both
-directions together, theirs draws each direction by itself; jumping weights start at ``1 / num_layers``, theirs
-from a normal distribution; sampled rows are the same in every evaluation and drawn without replacement.
+directions together, theirs draws each direction by itself; jumping weights start at ``1 / num_layers``,
+theirs from a normal distribution; sampled rows are the same in every evaluation, without replacement.
 
 Shapes: N nodes, F features, H hidden channels, B target pairs.
 
@@ -22,6 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from graphkit.nn.checks import require_rate
 from graphkit.nn.encoder import ConvName, GraphEncoder, drop_edges
 from graphkit.nn.link import LinkModel, PairPredictor, two_layer_mlp
 from graphkit.nn.pairs import PairStructure, Rows, pair_structure, pool_rows, sample_rows
@@ -48,7 +49,7 @@ class NCNPredictor(PairPredictor):
     r"""Neural common neighbours (paper section 4.1).
 
     .. math::
-        s_{ij} = \mathrm{head}\Big(\beta\,\mathrm{common\_mlp}\big(\textstyle\sum_{u \in N(i) \cap N(j)} x_u\big)
+        s_{ij} = \mathrm{head}\Big(\beta\,\mathrm{common\_mlp}\big(\sum_{u \in N(i) \cap N(j)} x_u\big)
                  + \mathrm{pair\_mlp}(h_i \odot h_j)\Big), \qquad x = h + \mathrm{node\_mlp}(h)
 
     Args:
@@ -85,6 +86,7 @@ class NCNPredictor(PairPredictor):
             tail_activation=tail_activation,
             two_layer_head=two_layer_head,
         )
+        require_rate("the predictor's edge dropout", edge_dropout)
         width = hidden_channels
         self.node_mlp = two_layer_mlp(width, width, dropout, norm, True) if node_mlp else None
         self.common_mlp = two_layer_mlp(width, width, dropout, norm, tail_activation)
@@ -132,6 +134,7 @@ class NCNPredictor(PairPredictor):
             rows = rows._replace(node=nodes.local[rows.node.long()])
         index, z = pool_rows(rows, nodes.x)  # [R], [R, H]
         first, rest = mlp[0], mlp[1:]
+        assert isinstance(first, nn.Linear)
         hidden = first(self._pooled(z))
         if index.numel() == rows.num_rows:
             return rest(hidden)

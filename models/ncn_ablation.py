@@ -3,9 +3,9 @@ r"""Ablations of NCN: counts instead of pooled states, more branches, completion
 Paper: "Neural Common Neighbor with Completion for Link Prediction", Xiyuan Wang, Haotong Yang, Muhan Zhang,
 ICLR 2024, https://arxiv.org/abs/2302.00890, its table of ablations.
 
-Where this departs from the authors' code: a count :math:`c` enters as :math:`\ln(1 + c)`, since a hub's raw count
-swamps a linear layer (``parity=True``: raw); branches are built with the arguments given, where theirs shifts
-positional ones. Shapes as in :mod:`graphkit.models.ncn`; c is the number of common neighbours, [B, 1].
+Where this departs from the authors' code: a count :math:`c` enters as :math:`\ln(1 + c)`, since a hub's raw
+count swamps a linear layer (``parity=True``: raw); branches are built with the arguments given, where theirs
+shifts positional ones. Shapes as in :mod:`graphkit.models.ncn`; c is the number of common neighbours, [B, 1].
 
     gae-cn         s = head(beta * count_mlp(c) + pair_mlp(h_i * h_j))
     gae-cn-concat  s = head([c, pair_mlp(h_i * h_j)])
@@ -17,7 +17,7 @@ positional ones. Shapes as in :mod:`graphkit.models.ncn`; c is the number of com
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +59,9 @@ class _CompletedCounts(_Counts, NCNCPredictor):
 class _ConcatenatedCount(PairPredictor):
     """The count stands beside the pair branch as one more input of the head."""
 
-    def __init__(self, hidden_channels: int, *, parity: bool = False, dropout: float = 0.0, **options: Any) -> None:
+    def __init__(
+        self, hidden_channels: int, *, parity: bool = False, dropout: float = 0.0, **options: Any
+    ) -> None:
         super().__init__(hidden_channels, dropout=dropout, **options)
         self.parity = parity
         self.head[0] = nn.Linear(hidden_channels + 1, hidden_channels)
@@ -236,5 +238,5 @@ class NCNAblation(LinkModel):
         elif variant in _SIMPLE:
             predictor = _SIMPLE[variant](hidden_channels, **head, **pooled)
         else:
-            raise ValueError(f"variant is {variant!r}; it must be one of {', '.join(Variant.__args__)}")
+            raise ValueError(f"variant is {variant!r}; it must be one of {', '.join(get_args(Variant))}")
         super().__init__(encoder, predictor)

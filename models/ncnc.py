@@ -3,8 +3,8 @@ r"""Neural common neighbours with completion.
 Paper: "Neural Common Neighbor with Completion for Link Prediction", Xiyuan Wang, Haotong Yang, Muhan Zhang,
 ICLR 2024, https://arxiv.org/abs/2302.00890.
 
-Where this departs from the authors' code, beside what :mod:`graphkit.models.ncn` says (``parity=True`` follows
-it instead):
+Where this departs from the authors' code, beside what :mod:`graphkit.models.ncn` says (``parity=True``
+follows it instead):
 
 * candidates are scored on the same node states as targets; theirs applies the node MLP twice there and drops
   edges a second time;
@@ -124,7 +124,9 @@ class NCNCPredictor(NCNPredictor):
         self.prior_mlp: nn.Sequential | None = None
         if learn_prior:
             width = hidden_channels
-            self.prior_mlp = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1), nn.Sigmoid())
+            self.prior_mlp = nn.Sequential(
+                nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1), nn.Sigmoid()
+            )
 
     def structure(self, graph: CSRGraph, edge_label_index: Tensor) -> PairStructure:
         """Lists common neighbours, differences and, round by round, those of the candidates."""
@@ -142,8 +144,8 @@ class NCNCPredictor(NCNPredictor):
     def _pooled_rows(self, structure: PairStructure) -> tuple[Rows, ...]:
         """The rows whose nodes cover everything that is pooled, candidates' neighbours too; () for all nodes.
 
-        A candidate (j, u) shares with its target the end j, and N(j) lies in the target's three lists. Samples
-        and further rounds reach beyond them.
+        A candidate (j, u) shares with its target the end j, and N(j) lies in the target's three lists.
+        Samples and further rounds reach beyond them.
         """
         limits = (self.max_common, self.max_candidates_train, self.max_candidates_eval)
         if self.depth > 1 or self.parity or any(limit is not None for limit in limits):

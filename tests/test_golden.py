@@ -98,7 +98,11 @@ def build_link_model(meta: dict[str, Any], arrays: Any) -> torch.nn.Module:
         "two_layer_head": options.get("twolayerlin", False),
     }
     if predictor != "cn0":
-        arguments |= {"node_mlp": options.get("use_xlin", False), "beta": options.get("beta", 1.0), "parity": True}
+        arguments |= {
+            "node_mlp": options.get("use_xlin", False),
+            "beta": options.get("beta", 1.0),
+            "parity": True,
+        }
     if predictor in ("incn1cn1", "sincn1cn1"):
         arguments |= {
             "depth": options.get("depth", 1),
@@ -151,7 +155,9 @@ def check_ncn(path: Path) -> None:
             continue
         name, transposed = our_key(key, two_layers)
         if name not in ours:
-            assert f"grad.{key}" not in arrays.files, f"{key} is trained by the reference, but we have no {name}"
+            assert f"grad.{key}" not in arrays.files, (
+                f"{key} is trained by the reference, but we have no {name}"
+            )
             continue
         value = torch.tensor(arrays[key])
         ours[name].data.copy_(value.t() if transposed else value)
@@ -187,7 +193,9 @@ def check_stages(model: Any, h: Tensor, graph: CSRGraph, pairs: Tensor, arrays: 
     structure = predictor.structure(graph, pairs)
     pair_in = h[pairs[0]] * h[pairs[1]]
     torch.testing.assert_close(pair_in, torch.tensor(arrays[f"{call}/xijlin_in"]), **FORWARD)
-    torch.testing.assert_close(predictor.pair_mlp(pair_in), torch.tensor(arrays[f"{call}/xijlin_out"]), **FORWARD)
+    torch.testing.assert_close(
+        predictor.pair_mlp(pair_in), torch.tensor(arrays[f"{call}/xijlin_out"]), **FORWARD
+    )
     if structure is None:
         return
     kept = model.score(h, graph, pairs, structure)

@@ -11,7 +11,7 @@ __all__ = ["Parser"]
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are :class:`~graphkit.errors.UserError` s, and that takes no abbreviations."""
+    """A parser whose complaints are of :class:`~graphkit.errors.UserError`; it takes no abbreviations."""
 
     def __init__(self, prog: str, description: str, *, add_help: bool = True) -> None:
         super().__init__(

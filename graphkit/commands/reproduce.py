@@ -34,8 +34,8 @@ def reproduce(argv: Sequence[str]) -> int:
     parser = Parser(
         "reproduce",
         "Runs recipes (all without a name; ncnc for all of a model; ncnc/cora for one) over their seeds and\n"
-        "prints mean and unbiased deviation beside the published figures. Finished runs count and stopped ones\n"
-        "are continued, so the command can be repeated until all is done.",
+        "prints mean and unbiased deviation beside the published figures. Finished runs count and stopped\n"
+        "ones are continued, so the command can be repeated until all is done.",
     )
     parser.add_argument("recipe", nargs="*", metavar="RECIPE")
     parser.add_argument("--seeds", metavar="N|LIST", help="default: what the recipe says")

@@ -44,20 +44,29 @@ def train(argv: Sequence[str]) -> int:
         return _resume(options, flags)
     seeds = parse_seeds(options.seeds) if options.seeds is not None else [options.seed]
     configs = [
-        resolve(options.model, options.dataset, flags, task_name=options.task_name, file=options.config, seed=seed)
+        resolve(
+            options.model, options.dataset, flags, task_name=options.task_name, file=options.config, seed=seed
+        )
         for seed in seeds
     ]
-    print(yaml.safe_dump(configs[0].to_dict(), sort_keys=False), flush=True)
     results = []
-    for config in configs:
-        results.append(run_once(config, options.runs, options.data_root, options.device))
+    for number, config in enumerate(configs):
+        results.append(
+            run_once(config, options.runs, options.data_root, options.device, announce=number == 0)
+        )
     if len(results) > 1:
         print(summary_table(results))
     return 0
 
 
 def run_once(
-    config: RunConfig, runs: str | Path, data_root: str | Path, device: str, run: Run | None = None
+    config: RunConfig,
+    runs: str | Path,
+    data_root: str | Path,
+    device: str,
+    run: Run | None = None,
+    *,
+    announce: bool = False,
 ) -> Result:
     """Trains a configuration, or goes on with a run of it, and stores everything in the run's folder.
 
@@ -67,6 +76,7 @@ def run_once(
         data_root: Folder of the data sets.
         device: ``auto`` or a torch device.
         run: A run to go on with.
+        announce: Print the configuration before training.
 
     Raises:
         UserError: The run is in use, or what the configuration names can't be built; no new folder is left.
@@ -74,6 +84,8 @@ def run_once(
     experiment = build(config, data_root=data_root, device=pick_device(device))
     build_optimizer(experiment.model, config.optim)  # complains before a folder is made
     opened = run or Run.create(runs, config)
+    if announce:
+        print(yaml.safe_dump(config.to_dict(), sort_keys=False), flush=True)
     result = Trainer(experiment.model, experiment.task, config, opened).fit()
     if result.epochs:
         plot_curves(opened)
@@ -94,7 +106,9 @@ def result_line(result: Result) -> str:
 def summary_table(results: Sequence[Result]) -> str:
     """Returns mean and unbiased deviation of every metric over seeds, as a table."""
     summary = aggregate([result.to_dict() for result in results])
-    metrics = [{"metric": name, **{split: summary[split][name] for split in summary}} for name in summary["test"]]
+    metrics = [
+        {"metric": name, **{split: summary[split][name] for split in summary}} for name in summary["test"]
+    ]
     return format_table(metrics)
 
 
@@ -127,14 +141,18 @@ def _model_first(argv: Sequence[str]) -> list[str]:
 def _options() -> Parser:
     parser = Parser("train", DESCRIPTION, add_help=False)
     parser.add_argument("--model-name", dest="model", help=argparse.SUPPRESS)
-    parser.add_argument("--dataset", metavar="NAME", help="data set; default: that of the model's first recipe")
+    parser.add_argument(
+        "--dataset", metavar="NAME", help="data set; default: that of the model's first recipe"
+    )
     parser.add_argument("--task-name", metavar="NAME", help="task, where the data set serves several")
     parser.add_argument("--seed", type=int, default=None, help="seed of the run (default 0)")
     parser.add_argument("--seeds", metavar="N|LIST", help="several runs: 10 means seeds 0 to 9; or 0,1,4-6")
     parser.add_argument("--config", metavar="FILE", help="YAML file in the form of a run's config.yaml")
     parser.add_argument("--resume", metavar="RUN", help="go on with this run; its configuration wins")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default auto)")
-    parser.add_argument("--data-root", default="data", metavar="DIR", help="folder of the data sets (default data)")
+    parser.add_argument(
+        "--data-root", default="data", metavar="DIR", help="folder of the data sets (default data)"
+    )
     parser.add_argument("--runs", default="runs", metavar="DIR", help="folder of the runs (default runs)")
     parser.add_argument("-h", "--help", action="store_true", help=argparse.SUPPRESS)
     return parser
@@ -143,7 +161,11 @@ def _options() -> Parser:
 def _resume(options: argparse.Namespace, flags: Sequence[str]) -> int:
     run = Run.open(options.resume)
     stored = run.config
-    for key, given in (("model_name", options.model), ("dataset_name", options.dataset), ("seed", options.seed)):
+    for key, given in (
+        ("model_name", options.model),
+        ("dataset_name", options.dataset),
+        ("seed", options.seed),
+    ):
         if given is not None and given != getattr(stored, key):
             raise UserError(f"{key} is {getattr(stored, key)!r} in {run.folder} and can't become {given!r}")
     config = _with_flags(stored, flags) if flags else stored

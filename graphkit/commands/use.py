@@ -24,7 +24,9 @@ def evaluate(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     predictor = load(options.run, data_root=options.data_root, device=options.device)
     if "neg_edge_label_index" not in predictor.benchmark.splits[options.split] and options.split == "train":
-        raise UserError(f"{predictor.config.dataset_name} has no negatives for its training split; take valid or test")
+        raise UserError(
+            f"{predictor.config.dataset_name} has no negatives for its training split; take valid or test"
+        )
     metrics = predictor.evaluate(options.split)
     print(json.dumps({"run": str(predictor.run.folder), "split": options.split, **metrics}, indent=1))
     stored = (predictor.run.result or {}).get(options.split)
@@ -36,8 +38,12 @@ def evaluate(argv: Sequence[str]) -> int:
 
 def predict(argv: Sequence[str]) -> int:
     """Predicts links with a run's best weights; returns the exit code."""
-    parser = _parser("predict", "Predicts with a run's best weights: new neighbours of a node, or scores of pairs.")
-    parser.add_argument("--source", metavar="NODE", help="id or name of a node whose likeliest new links are listed")
+    parser = _parser(
+        "predict", "Predicts with a run's best weights: new neighbours of a node, or scores of pairs."
+    )
+    parser.add_argument(
+        "--source", metavar="NODE", help="id or name of a node whose likeliest new links are listed"
+    )
     parser.add_argument("--top", type=int, default=10, metavar="K", help="how many of them (default 10)")
     parser.add_argument("--pairs", metavar="FILE", help="CSV or TSV with two node ids or names a line")
     parser.add_argument("--out", metavar="FILE", help="write CSV there instead of printing it")
@@ -47,7 +53,9 @@ def predict(argv: Sequence[str]) -> int:
     if options.top < 1:
         raise UserError(f"--top is {options.top}; it must be at least 1")
     predictor = load(options.run, data_root=options.data_root, device=options.device)
-    rows = _top(predictor, options.source, options.top) if options.source else _scores(predictor, options.pairs)
+    rows = (
+        _top(predictor, options.source, options.top) if options.source else _scores(predictor, options.pairs)
+    )
     text = "\n".join(",".join(row) for row in [["source", "target", "logit", "probability"], *rows]) + "\n"
     if options.out is None:
         print(text, end="")
@@ -59,9 +67,13 @@ def predict(argv: Sequence[str]) -> int:
 
 def _parser(prog: str, description: str) -> Parser:
     parser = Parser(prog, description)
-    parser.add_argument("run", metavar="RUN", help="a run's folder, or runs/<model>-<dataset> for its newest run")
+    parser.add_argument(
+        "run", metavar="RUN", help="a run's folder, or runs/<model>-<dataset> for its newest run"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default auto)")
-    parser.add_argument("--data-root", default="data", metavar="DIR", help="folder of the data sets (default data)")
+    parser.add_argument(
+        "--data-root", default="data", metavar="DIR", help="folder of the data sets (default data)"
+    )
     return parser
 
 
@@ -75,7 +87,7 @@ def _top(predictor: Predictor, source: str, k: int) -> list[list[str]]:
 def _scores(predictor: Predictor, file: str) -> list[list[str]]:
     names = predictor.node_names()
     pairs = _read_pairs(Path(file), names)
-    logits = predictor.score(torch.tensor(pairs, dtype=torch.int64).t().reshape(2, -1)) if pairs else []
+    logits = predictor.score(torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).t())
     return [_row(i, j, float(s), names) for (i, j), s in zip(pairs, logits, strict=True)]
 
 
@@ -86,7 +98,9 @@ def _read_pairs(path: Path, names: list[str] | None) -> list[tuple[int, int]]:
         raise UserError(f"can't read {path}: {error}") from error
     index = {name: number for number, name in enumerate(names)} if names is not None else None
     pairs = []
-    for number, line in enumerate(csv.reader(text.splitlines(), delimiter="\t" if "\t" in text else ","), start=1):
+    for number, line in enumerate(
+        csv.reader(text.splitlines(), delimiter="\t" if "\t" in text else ","), start=1
+    ):
         cells = [cell.strip() for cell in line if cell.strip()]
         if not cells or (number == 1 and not _is_node(cells[0], index)):
             continue

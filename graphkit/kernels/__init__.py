@@ -1,4 +1,4 @@
-"""The few loops that torch can't express fast: Numba on CPU, torch elsewhere, one ``torch.library`` op each."""
+"""The few loops that torch can't express fast, each a ``torch.library`` op: Numba on CPU, torch elsewhere."""
 
 from graphkit.kernels.overlap import (
     Overlap,

@@ -38,8 +38,8 @@ def row_key(seed, row):
 def column_bits(typingctx, before, between, column):
     """Returns 32 bits for two elements of a row: the mixer "lowbias32" of C. Wellons, keyed twice.
 
-    All arguments are uint32. Written in LLVM's operations since Numba widens 32-bit integers to 64 bits, whose
-    products take several times as long in vectors.
+    All arguments are uint32. Written in LLVM's operations since Numba widens them to 64 bits, whose products
+    take several times as long in vectors.
     """
     word = types.uint32
 

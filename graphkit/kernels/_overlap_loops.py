@@ -30,7 +30,7 @@ def plan(rowptr, first, second, seen, key, probe):
     """Chooses every target's hub; returns the longest probed list, or -1 if an id is out of range.
 
     Looking up a list costs its length, marking one twice its length, shared by all targets of the hub; the
-    cheaper choice wins, so a node that occurs often becomes a hub even where its partners have more neighbours.
+    cheaper choice wins, so a node that occurs often becomes a hub even where its partners have longer lists.
 
     Args:
         rowptr: ``[N + 1]`` int64.
@@ -60,12 +60,23 @@ def plan(rowptr, first, second, seen, key, probe):
 
 
 @njit(cache=True, nogil=True)
-def cumulative_work(key, probe, rowptr, work):
-    """Fills ``work`` ``[B + 1]`` with the running sum of the probed lengths (plus a constant for each target)."""
+def arrange(key, probe, rowptr, begin, work):
+    """Follows the chain of ids once, many targets at a time: the search then reads what lies in order.
+
+    Args:
+        key: ``[B]`` int64, sorted.
+        probe: ``[B]`` int32, by target.
+        rowptr: ``[N + 1]`` int64.
+        begin: ``[B]`` int64, filled: where the probed list starts, by place in ``key``.
+        work: ``[B + 1]`` int64, filled: running sum of the probed lengths.
+    """
     work[0] = 0
     for t in range(key.shape[0]):
         p = probe[key[t] & 0xFFFFFFFF]
-        work[t + 1] = work[t] + 8 + rowptr[p + 1] - rowptr[p]
+        begin[t] = rowptr[p]
+        work[t + 1] = rowptr[p + 1] - rowptr[p]
+    for t in range(key.shape[0]):
+        work[t + 1] += work[t]
 
 
 @njit(cache=True, nogil=True)
@@ -86,9 +97,10 @@ def _unmark(col, e, end, mask):
 @njit(cache=True, nogil=True)
 def _count_marked(col, e, end, mask):
     """Returns how many ids of a range have their bit set; the form that LLVM turns into vector gathers."""
-    total = BIT ^ BIT
-    for k in range(e, end):
-        c = np.uint32(col[k])
+    total = np.uint32(0)
+    first = np.int64(e)
+    for k in range(np.int64(end) - first):
+        c = np.uint32(col[np.uint64(first + k)])
         total = np.uint32(total + ((mask[np.uint64(c >> FIVE)] >> (c & LOW)) & BIT))
     return np.int64(total)
 
@@ -121,7 +133,7 @@ def _merge(col, a, a_end, b, b_end, out, used, limit):
 
 @njit(cache=True, nogil=True)
 def _gallop(col, a, a_end, b, b_end, out, used, limit):
-    """As :func:`_merge` for a first range that is much the shorter: doubling steps, then bisection, in the other."""
+    """As :func:`_merge`, for a much shorter first range: doubling steps, then bisection, in the other."""
     while a < a_end and b < b_end and used < limit:
         x = col[a]
         low, step = b, ONE
@@ -154,13 +166,12 @@ def _intersect_lists(col, a, a_end, b, b_end, out, used, limit):
 
 
 @njit(cache=True, nogil=True)
-def _marks_pay(t, stop, key, probe, rowptr, size):
+def _marks_pay(t, stop, key, work, size):
     """Returns the end of the targets that share a hub with ``t`` and whether to mark that hub."""
     node = key[t] >> 32
     alone, masked = 0, 2 * size
     while t < stop and key[t] >> 32 == node:
-        p = probe[key[t] & 0xFFFFFFFF]
-        count = rowptr[p + 1] - rowptr[p]
+        count = work[t + 1] - work[t]
         less, more = min(count, size), max(count, size)
         # A step of a merge mispredicts and costs about two look-ups; a search about a dozen.
         alone += 2 * min(less + more, 12 * less)
@@ -170,16 +181,17 @@ def _marks_pay(t, stop, key, probe, rowptr, size):
 
 
 @njit(cache=True, nogil=True)
-def intersect(mode, t, stop, key, probe, rowptr, col, mask, length, ptr, out):
+def intersect(mode, t, stop, key, begin, work, rowptr, col, mask, length, ptr, out):
     """Finds the common neighbours of targets ``t``, ``t + 1``, ... in the order of ``key``.
 
     Args:
-        mode: COUNT fills ``length`` only; FILL writes target ``b`` to ``out[ptr[b]:]``, ``length`` being known;
-            PACK fills ``length`` and writes the lists one after the other until ``out`` may not hold the next.
+        mode: COUNT fills ``length`` only; FILL writes target ``b`` to ``out[ptr[b]:]``, knowing ``length``;
+            PACK fills ``length`` and writes lists one after the other until ``out`` may not hold the next.
         t: First target, a place in ``key``.
         stop: End of the targets.
         key: ``[B]`` int64, sorted.
-        probe: ``[B]`` int32.
+        begin: ``[B]`` int64, from :func:`arrange`.
+        work: ``[B + 1]`` int64, from :func:`arrange`.
         rowptr: ``[N + 1]`` int64.
         col: ``[E]`` int32.
         mask: ``[ceil(N / 32)]`` uint32, all zero before and after.
@@ -194,14 +206,14 @@ def intersect(mode, t, stop, key, probe, rowptr, col, mask, length, ptr, out):
     while t < stop:
         node = key[t] >> 32
         h, h_end = np.uint64(rowptr[node]), np.uint64(rowptr[node + 1])
-        group, marks = _marks_pay(t, stop, key, probe, rowptr, rowptr[node + 1] - rowptr[node])
+        group, marks = _marks_pay(t, stop, key, work, rowptr[node + 1] - rowptr[node])
         if marks:
             _mark(col, h, h_end, mask)
         room = True
         while t < group:
             b = key[t] & 0xFFFFFFFF
-            node = probe[b]
-            p, p_end = np.uint64(rowptr[node]), np.uint64(rowptr[node + 1])
+            p = np.uint64(begin[t])
+            p_end = p + np.uint64(work[t + 1] - work[t])
             at, limit = np.uint64(used), np.uint64(used) + (p_end - p)
             if mode == PACK and limit >= np.uint64(out.shape[0]):
                 room = False
@@ -228,28 +240,28 @@ def intersect(mode, t, stop, key, probe, rowptr, col, mask, length, ptr, out):
 
 
 @njit(cache=True, nogil=True)
-def count_range(start, stop, key, probe, rowptr, col, length, widest):
+def count_range(start, stop, key, begin, work, rowptr, col, length, widest):
     """Fills ``length`` for a range of targets."""
     mask = np.zeros((rowptr.shape[0] + 30) // 32, np.uint32)
     scratch = np.empty(widest + 1, np.int32)
-    intersect(COUNT, start, stop, key, probe, rowptr, col, mask, length, length, scratch)
+    intersect(COUNT, start, stop, key, begin, work, rowptr, col, mask, length, length, scratch)
 
 
 @njit(cache=True, nogil=True)
-def fill_range(start, stop, key, probe, rowptr, col, length, ptr, cn):
+def fill_range(start, stop, key, begin, work, rowptr, col, length, ptr, cn):
     """Writes the lists of a range of targets to their places in ``cn``."""
     mask = np.zeros((rowptr.shape[0] + 30) // 32, np.uint32)
-    intersect(FILL, start, stop, key, probe, rowptr, col, mask, length, ptr, cn)
+    intersect(FILL, start, stop, key, begin, work, rowptr, col, mask, length, ptr, cn)
 
 
 @njit(cache=True, nogil=True)
-def pool_range(start, stop, key, probe, rowptr, col, length, widest, x, z):
+def pool_range(start, stop, key, begin, work, rowptr, col, length, widest, x, z):
     """Sums ``x`` over the common neighbours of a range of targets, a cache-sized block of lists at a time."""
     mask = np.zeros((rowptr.shape[0] + 30) // 32, np.uint32)
     scratch = np.empty(16384 + 2 * widest, np.int32)
     t = start
     while t < stop:
-        done = intersect(PACK, t, stop, key, probe, rowptr, col, mask, length, length, scratch)
+        done = intersect(PACK, t, stop, key, begin, work, rowptr, col, mask, length, length, scratch)
         _pool_lists(t, done, key, length, scratch, x, z)
         t = done
 

@@ -75,7 +75,7 @@ def sddmm_rows(start, stop, rowptr, col, left, right, out):
 
 @njit(cache=True, nogil=True)
 def transpose(rowptr, col, rowptr_t, row_t, perm):
-    """Counting sort of the entries by column; ``rowptr_t`` must be zero and has one place more than columns."""
+    """Counting sort of the entries by column; ``rowptr_t`` is zero, with a place more than columns."""
     num_cols = rowptr_t.shape[0] - 1
     for e in range(col.shape[0]):
         rowptr_t[col[e] + 1] += 1

@@ -5,7 +5,7 @@ ReLU: in a small MLP on CPU that is a third of the time. Here 16 bits of a hash 
 element, in the pass that reads it, and nothing but the result is kept: where ReLU follows, the result says
 what was dropped; where it doesn't, the backward pass hashes again.
 
-The rate is rounded to a multiple of 1/65536 and the scale is the exact inverse of the rounded rate of keeping.
+The rate is rounded to a multiple of 1/65536; the scale is the inverse of the rounded rate of keeping.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ def norm_dropout_relu(x: Tensor, weight: Tensor, bias: Tensor, seed: Tensor, p: 
         p: Rate of dropping in [0, 1].
         eps: Added to the variance.
     """
+    y: Tensor
     y, _, _ = _norm(x.reshape(-1, x.size(-1)), weight, bias, seed, round(p * LEVELS), eps)
     return y.view(x.shape)
 
@@ -87,7 +88,7 @@ def dropout_torch(x: Tensor, seed: Tensor, threshold: int, relu: bool) -> Tensor
 def norm_dropout_relu_torch(
     x: Tensor, weight: Tensor, bias: Tensor, seed: Tensor, threshold: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`norm_dropout_relu` of ``[R, F]`` in plain torch operations, with means and inverse deviations."""
+    """:func:`norm_dropout_relu` of ``[R, F]`` in plain torch, with means and inverse deviations."""
     mean = x.mean(1)
     rstd = ((x - mean[:, None]).square().mean(1) + eps).rsqrt()
     y = (x - mean[:, None]) * rstd[:, None] * weight + bias
@@ -97,6 +98,10 @@ def norm_dropout_relu_torch(
 
 def _signed(bits: int) -> int:
     return bits - (1 << 64) if bits >> 63 else bits
+
+
+def _unsigned(seed: Tensor) -> np.uint64:
+    return np.uint64(int(seed) & 0xFFFFFFFFFFFFFFFF)
 
 
 def _shift(z: Tensor, by: int) -> Tensor:
@@ -122,7 +127,7 @@ def _dropout_cpu(x: Tensor, seed: Tensor, threshold: int, relu: bool) -> Tensor:
     real = source.dtype.type
     floor = real(0) if relu else real(-np.inf)
     bounds = even_bounds(-(-source.shape[0] // LINE), num_parts(x.numel()))
-    args = (np.uint64(int(seed)), np.uint32(threshold), real(_scale(threshold)), floor)
+    args = (_unsigned(seed), np.uint32(threshold), real(_scale(threshold)), floor)
     run_ranges(loops.dropout_lines, bounds, source, *args, y.numpy().reshape(-1))
     return y
 
@@ -196,9 +201,10 @@ def _norm_cpu(
     y, mean, rstd = _norm_fake(x, weight, bias, seed, threshold, eps)
     source = to_numpy(x)
     real = source.dtype.type
-    args = (to_numpy(weight), to_numpy(bias), real(eps), np.uint64(int(seed)))
-    args += (np.uint32(threshold), real(_scale(threshold)), y.numpy(), mean.numpy(), rstd.numpy())
-    run_ranges(loops.norm_rows, even_bounds(x.size(0), num_parts(x.numel())), source, *args)
+    affine = (to_numpy(weight), to_numpy(bias), real(eps))
+    drop = (_unsigned(seed), np.uint32(threshold), real(_scale(threshold)))
+    bounds = even_bounds(x.size(0), num_parts(x.numel()))
+    run_ranges(loops.norm_rows, bounds, source, *affine, *drop, y.numpy(), mean.numpy(), rstd.numpy())
     return y, mean, rstd
 
 

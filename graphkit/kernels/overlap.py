@@ -16,7 +16,14 @@ import torch
 from torch import Tensor
 
 from graphkit.kernels.parallel import num_parts, run_ranges, weighted_bounds
-from graphkit.kernels.spmm import _check_structure, spmm, spmm_torch, to_numpy, transpose_csr, transpose_csr_torch
+from graphkit.kernels.spmm import (
+    check_structure,
+    spmm,
+    spmm_torch,
+    to_numpy,
+    transpose_csr,
+    transpose_csr_torch,
+)
 
 __all__ = [
     "Overlap",
@@ -55,8 +62,8 @@ def common_neighbors(rowptr: Tensor, col: Tensor, pairs: Tensor, differences: bo
     Args:
         rowptr: ``[N + 1]`` int64 row pointers.
         col: ``[E]`` int32 in ``[0, N)``, ascending and distinct within a row (not checked).
-        pairs: ``[2, B]`` int64. Both ends may be one node: its neighbours are then common. Many pairs with the
-            same node at either end, consecutive or not, share that node's mask.
+        pairs: ``[2, B]`` int64. Both ends may be one node: its neighbours are then common. Pairs that share a
+            node, at either end and consecutive or not, share its mask.
         differences: Whether to list ``N(i) - N(j)`` and ``N(j) - N(i)`` as well.
 
     Raises:
@@ -181,7 +188,7 @@ def _common_neighbors_cpu(rowptr: Tensor, col: Tensor, pairs: Tensor) -> tuple[T
     run_ranges(loops.count_range, plan.bounds, *plan.structure, plan.length, plan.widest)
     cn_ptr = _pointers(torch.from_numpy(plan.length))
     cn = col.new_empty(int(cn_ptr[-1]))
-    # Looking twice is cheaper than keeping lists of unknown size: counting runs on vectors, filling stops early.
+    # Looking twice beats keeping lists of unknown size: counting runs on vectors, and filling stops early.
     run_ranges(loops.fill_range, plan.bounds, *plan.structure, plan.length, cn_ptr.numpy(), cn.numpy())
     return cn_ptr, cn
 
@@ -322,15 +329,15 @@ class _Plan:
         # np.zeros takes untouched pages from the system: few targets of a huge graph stay cheap.
         self.widest: int = loops.plan(ptr, ends[0], ends[1], np.zeros(nodes, np.int32), key, probe)
         if self.widest < 0:
-            raise ValueError(f"pairs holds ids from {ends.min()} to {ends.max()}; they must lie in [0, {nodes})")
+            raise ValueError(
+                f"pairs holds ids from {ends.min()} to {ends.max()}; they must lie in [0, {nodes})"
+            )
         key.sort()
+        begin, work = np.empty(count, np.int64), np.empty(count + 1, np.int64)
+        loops.arrange(key, probe, ptr, begin, work)
         self.length: np.ndarray = np.empty(count, np.int64)
-        self.structure = (key, probe, ptr, ids)
-        self.bounds = [0, count]
-        if torch.get_num_threads() > 1:
-            work = np.empty(count + 1, np.int64)
-            loops.cumulative_work(key, probe, ptr, work)
-            self.bounds = weighted_bounds(work, num_parts(2 * int(work[-1])))
+        self.structure = (key, begin, work, ptr, ids)
+        self.bounds = weighted_bounds(work, num_parts(2 * int(work[-1])))
 
 
 def _pointers(length: Tensor) -> Tensor:
@@ -341,6 +348,6 @@ def _pointers(length: Tensor) -> Tensor:
 
 
 def _check_pairs(rowptr: Tensor, col: Tensor, pairs: Tensor) -> None:
-    _check_structure(rowptr, col)
+    check_structure(rowptr, col)
     if pairs.dtype != torch.int64 or pairs.dim() != 2 or pairs.size(0) != 2:
         raise ValueError(f"pairs is {pairs.dtype} {tuple(pairs.shape)}; it must be int64 [2, B]")

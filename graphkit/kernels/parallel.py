@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 
 __all__ = ["even_bounds", "num_parts", "run_ranges", "weighted_bounds"]
 
-# Below this many elementary steps (about 50 microseconds of work) handing out ranges costs more than it saves.
+# Below this many elementary steps (some 50 microseconds of work) handing out ranges costs more than it saves.
 MIN_WORK = 1 << 17
 
 _pool: ThreadPoolExecutor | None = None
@@ -60,13 +61,13 @@ def run_ranges(loop: Callable[..., Any], bounds: list[int], *args: Any) -> list[
     if len(bounds) == 2:
         return [loop(bounds[0], bounds[1], *args)]
     pool = _shared_pool(len(bounds) - 2)
-    later = [pool.submit(loop, a, b, *args) for a, b in zip(bounds[1:], bounds[2:], strict=False)]
+    later = [pool.submit(loop, a, b, *args) for a, b in pairwise(bounds[1:])]
     results = [loop(bounds[0], bounds[1], *args)]
     return results + [future.result() for future in later]
 
 
 def _shared_pool(threads: int) -> ThreadPoolExecutor:
-    """Returns a pool of at least ``threads``; a forked child gets its own, its parent's threads aren't there."""
+    """Returns a pool of at least ``threads``; a forked child has none of its parent's."""
     global _pool, _pool_owner
     process = os.getpid()
     if _pool is None or _pool_owner[0] != process or _pool_owner[1] < threads:

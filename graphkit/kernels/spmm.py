@@ -19,9 +19,7 @@ __all__ = ["sddmm", "sddmm_torch", "spmm", "spmm_torch", "transpose_csr", "trans
 _HALF = (torch.float16, torch.bfloat16)
 
 
-def spmm(
-    rowptr: Tensor, col: Tensor, value: Tensor | None, x: Tensor, *, symmetric: bool = False
-) -> Tensor:
+def spmm(rowptr: Tensor, col: Tensor, value: Tensor | None, x: Tensor, *, symmetric: bool = False) -> Tensor:
     """Sums weighted rows of ``x`` over each row's entries: ``y[r] = sum_{e in row r} value[e] * x[col[e]]``.
 
     Args:
@@ -38,13 +36,15 @@ def spmm(
     Raises:
         ValueError: If shapes or dtypes don't fit, or (on CPU) an id or row pointer is out of range.
     """
-    _check_structure(rowptr, col)
+    check_structure(rowptr, col)
     if x.dim() != 2 or not x.is_floating_point():
         raise ValueError(f"x is {x.dtype} of shape {tuple(x.shape)}; it must be floating point [N, F]")
     if value is not None and (value.dim() != 1 or value.numel() != col.numel()):
         raise ValueError(f"value has shape {tuple(value.shape)}; it must be [{col.numel()}], one an entry")
     if symmetric and rowptr.numel() != x.size(0) + 1:
-        raise ValueError(f"symmetric needs a square structure, got {rowptr.numel() - 1} rows for {x.size(0)} of x")
+        raise ValueError(
+            f"symmetric needs a square structure, got {rowptr.numel() - 1} rows for {x.size(0)} of x"
+        )
     dtype = x.dtype if value is None else torch.promote_types(x.dtype, value.dtype)
     work = torch.float32 if dtype in _HALF else dtype
     y: Tensor = _spmm(rowptr, col, None if value is None else value.to(work), x.to(work), symmetric)
@@ -66,7 +66,7 @@ def sddmm(rowptr: Tensor, col: Tensor, left: Tensor, right: Tensor) -> Tensor:
     Raises:
         ValueError: If shapes or dtypes don't fit, or (on CPU) an id or row pointer is out of range.
     """
-    _check_structure(rowptr, col)
+    check_structure(rowptr, col)
     if left.dim() != 2 or right.dim() != 2 or left.size(1) != right.size(1) or left.dtype != right.dtype:
         raise ValueError(
             f"left is {left.dtype} {tuple(left.shape)} and right {right.dtype} {tuple(right.shape)}; "
@@ -93,7 +93,7 @@ def transpose_csr(rowptr: Tensor, col: Tensor, num_cols: int) -> tuple[Tensor, T
     Raises:
         ValueError: If dtypes don't fit, or (on CPU) an id or row pointer is out of range.
     """
-    _check_structure(rowptr, col)
+    check_structure(rowptr, col)
     out: tuple[Tensor, Tensor, Tensor] = _transpose(rowptr, col, num_cols)
     return out
 
@@ -248,7 +248,8 @@ def to_numpy(tensor: Tensor) -> np.ndarray:
     return tensor.detach().contiguous().numpy()
 
 
-def _check_structure(rowptr: Tensor, col: Tensor) -> None:
+def check_structure(rowptr: Tensor, col: Tensor) -> None:
+    """Raises ValueError unless the tensors have the dtypes and dimensions of sorted rows."""
     if rowptr.dtype != torch.int64 or rowptr.dim() != 1 or rowptr.numel() < 1:
         raise ValueError(f"rowptr is {rowptr.dtype} {tuple(rowptr.shape)}; it must be int64 [R + 1]")
     if col.dtype != torch.int32 or col.dim() != 1:

@@ -1,7 +1,7 @@
 """Dropout with ReLU and layer normalisation, in the order that the zoo's MLPs use them: norm, dropout, ReLU.
 
-On CPU these are single passes (see :mod:`graphkit.kernels.dropout`); other devices take torch's own functions,
-with their own random streams. On CPU the outcome depends on the seed alone, not on the number of threads.
+On CPU these are single passes (see :mod:`graphkit.kernels.dropout`), whose outcome depends on the seed alone,
+not on the number of threads; other devices take torch's own functions, with their own random streams.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def norm_dropout_relu(
         A tensor of the shape and dtype of ``x``.
 
     Raises:
-        ValueError: If ``p`` is outside [0, 1], ``x`` isn't floating point, or ``weight`` and ``bias`` don't fit.
+        ValueError: If ``p`` is outside [0, 1], ``x`` isn't floating point, or a parameter doesn't fit.
     """
     _check(x, p)
     if x.dim() == 0 or weight.shape != x.shape[-1:] or bias.shape != x.shape[-1:]:

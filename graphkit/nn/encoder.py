@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch_geometric.utils import segment
 
 from graphkit.kernels import spmm
+from graphkit.nn.checks import require_positive, require_rate
 from graphkit.nn.dropout import DropoutReLU, FastDropout, NormDropoutReLU
 from graphkit.sparse import CSRGraph, SparseRows
 
 __all__ = ["CONVOLUTIONS", "ConvName", "FeatureLinear", "GraphEncoder", "drop_edges", "propagate"]
 
 ConvName = Literal["gcn", "sage", "gin", "max", "puregcn", "puresum", "puremean", "puremax", "none"]
-CONVOLUTIONS: tuple[str, ...] = ConvName.__args__  # type: ignore[attr-defined]
+CONVOLUTIONS: tuple[str, ...] = get_args(ConvName)
 _AGGREGATION = {"gcn": "gcn", "sage": "mean", "gin": "sum", "max": "max"}
 
 
-def drop_edges(graph: CSRGraph, p: float, training: bool, *, symmetric: bool = True) -> tuple[CSRGraph, float]:
+def drop_edges(
+    graph: CSRGraph, p: float, training: bool, *, symmetric: bool = True
+) -> tuple[CSRGraph, float]:
     """Drops edges at random and returns the smaller graph with the value ``1 / (1 - p)`` of a kept edge.
 
     Args:
@@ -77,8 +80,8 @@ def propagate(x: Tensor, graph: CSRGraph, aggregation: str, value: float = 1.0) 
 class FeatureLinear(nn.Module):
     r"""Dropout and a linear map of node features that may be sparse: :math:`\mathrm{drop}(X) W + b`.
 
-    For a sparse ``X`` dropout touches the stored values only (a dropped zero is a zero, so the distribution is
-    the same) and both products, forward and for the weight's gradient, cost its non-zeros.
+    For a sparse ``X`` dropout touches the stored values only (a dropped zero is a zero, so the distribution
+    is the same) and both products, forward and for the weight's gradient, cost its non-zeros.
 
     Args:
         in_channels: Width ``F`` of the features.
@@ -86,8 +89,9 @@ class FeatureLinear(nn.Module):
         dropout: Rate of the dropout on ``X``.
 
     Shapes:
-        ``X``: ``[N, F]``, dense, ``torch.sparse_csr`` or :class:`~graphkit.sparse.SparseRows`; result ``[N, H]``. ``weight`` is ``[F, H]``: one row a
-        feature, the transpose of :class:`torch.nn.Linear`'s, so that a sparse product reads whole rows.
+        ``X``: ``[N, F]``, dense, ``torch.sparse_csr`` or :class:`~graphkit.sparse.SparseRows`; result
+        ``[N, H]``. ``weight`` is ``[F, H]``: one row a feature, the transpose of
+        :class:`torch.nn.Linear`'s, so that a sparse product reads whole rows.
     """
 
     def __init__(self, in_channels: int, out_channels: int, dropout: float = 0.0) -> None:
@@ -120,7 +124,7 @@ class GraphEncoder(nn.Module):
     A convolution with weights is :math:`\mathrm{agg}(X W) + b`, where gcn normalises symmetrically with self
     loops, ``sage`` is the mean, ``gin`` the sum and ``max`` the maximum over neighbours. The ``pure*`` family
     has no weights at all: one linear input layer, then :func:`propagate`. Layer 1 and every layer but the
-    last is followed by LayerNorm, dropout and ReLU in weighted encoders; in pure ones the last by dropout alone.
+    last is followed by LayerNorm, dropout and ReLU in weighted encoders; in pure ones the last by dropout.
 
     Args:
         in_channels: Feature width, or ``None`` for learnt embeddings of ``num_embeddings`` node ids.
@@ -163,6 +167,11 @@ class GraphEncoder(nn.Module):
         super().__init__()
         if conv not in CONVOLUTIONS:
             raise ValueError(f"conv is {conv!r}; it must be one of {', '.join(CONVOLUTIONS)}")
+        require_positive("hidden_channels", hidden_channels)
+        for name, rate in (("feature_dropout", feature_dropout), ("dropout", dropout)):
+            require_rate(name, rate)
+        for name, rate in (("tail_dropout", tail_dropout), ("edge_dropout", edge_dropout)):
+            require_rate(name, rate)
         if num_layers < 0:
             raise ValueError(f"num_layers is {num_layers}; it must be at least 0")
         if in_channels is None and num_embeddings is None:
@@ -187,9 +196,13 @@ class GraphEncoder(nn.Module):
         self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
         for layer in range(0 if self.pure else self.num_layers):
             first_dropout = feature_dropout if layer == 0 and in_channels is not None else 0.0
-            self.convs.append(FeatureLinear(width if layer == 0 else hidden_channels, hidden_channels, first_dropout))
+            self.convs.append(
+                FeatureLinear(width if layer == 0 else hidden_channels, hidden_channels, first_dropout)
+            )
             if layer == 0 or layer < self.num_layers - 1:
-                self.norms.append(NormDropoutReLU(hidden_channels, dropout) if layer_norm else DropoutReLU(dropout))
+                self.norms.append(
+                    NormDropoutReLU(hidden_channels, dropout) if layer_norm else DropoutReLU(dropout)
+                )
         self.jumping = nn.Parameter(torch.empty(self.num_layers)) if jumping and self.num_layers else None
         self.reset_parameters()
 
@@ -215,12 +228,13 @@ class GraphEncoder(nn.Module):
         outputs: list[Tensor] = []
         for layer in range(self.num_layers):
             kept, value = drop_edges(graph, self.edge_dropout, self.training, symmetric=not self.parity)
-            if self.pure:
+            if isinstance(h, Tensor) and self.pure:
                 y = propagate(h, kept, self.aggregation, value)
                 if layer == self.num_layers - 1:
                     y = self.tail_dropout(y)
             else:
                 conv = self.convs[layer]
+                assert isinstance(conv, FeatureLinear)
                 y = propagate(conv.project(h), kept, self.aggregation, value) + conv.bias
                 if layer < len(self.norms):
                     y = self.norms[layer](y)
@@ -236,7 +250,9 @@ class GraphEncoder(nn.Module):
             elif num_nodes <= self.input.num_embeddings:
                 rows = self.input.weight[:num_nodes]
             else:
-                raise ValueError(f"the graph has {num_nodes} nodes, the embedding {self.input.num_embeddings} rows")
+                raise ValueError(
+                    f"the graph has {num_nodes} nodes, the embedding {self.input.num_embeddings} rows"
+                )
             return self.input_dropout(rows)
         if x is None:
             raise ValueError("x is None, but this encoder was built with in_channels")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from graphkit.nn.checks import require_positive, require_rate
 from graphkit.nn.dropout import DropoutReLU, NormDropoutReLU
 from graphkit.nn.encoder import GraphEncoder
 from graphkit.nn.pairs import PairStructure
@@ -17,7 +18,9 @@ def activation(width: int, dropout: float, norm: bool) -> nn.Module:
     return NormDropoutReLU(width, dropout) if norm else DropoutReLU(dropout)
 
 
-def two_layer_mlp(inputs: int, width: int, dropout: float, norm: bool, tail_activation: bool) -> nn.Sequential:
+def two_layer_mlp(
+    inputs: int, width: int, dropout: float, norm: bool, tail_activation: bool
+) -> nn.Sequential:
     """Linear, dropout, ReLU, Linear, [LayerNorm,] dropout, ReLU [, Linear unless the activation ends it]."""
     layers: list[nn.Module] = [nn.Linear(inputs, width), DropoutReLU(dropout)]
     layers += [nn.Linear(width, width), activation(width, dropout, norm)]
@@ -25,7 +28,7 @@ def two_layer_mlp(inputs: int, width: int, dropout: float, norm: bool, tail_acti
 
 
 class PairPredictor(nn.Module):
-    r"""Scores pairs from their Hadamard product alone: :math:`s = \mathrm{head}(\mathrm{pair\_mlp}(h_i \odot h_j))`.
+    r"""Scores pairs from their product alone: :math:`s = \mathrm{head}(\mathrm{pair\_mlp}(h_i \odot h_j))`.
 
     The head of a graph autoencoder, and the base of the predictors that look at neighbours as well.
 
@@ -50,6 +53,8 @@ class PairPredictor(nn.Module):
         two_layer_head: bool = False,
     ) -> None:
         super().__init__()
+        require_positive("hidden_channels", hidden_channels)
+        require_rate("the predictor's dropout", dropout)
         width = hidden_channels
         self.hidden_channels = width
         tail = [] if tail_activation else [nn.Linear(width, width)]

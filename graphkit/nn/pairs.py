@@ -1,4 +1,4 @@
-"""What the two neighbourhoods of a node pair have in common and what not, as rows of node ids.
+r"""What the two neighbourhoods of a node pair have in common and what not, as rows of node ids.
 
 For targets ``(i, j)`` on a graph, :func:`pair_structure` lists :math:`N(i) \\cap N(j)` and, if asked,
 :math:`N(i) \\setminus N(j)` and :math:`N(j) \\setminus N(i)`. The lists hold no parameters, so those of fixed
@@ -84,8 +84,9 @@ class PairStructure(NamedTuple):
 
     def slice(self, start: int, stop: int) -> PairStructure:
         """Returns the lists of the pairs ``start:stop``; inner lists are not carried over."""
-        sides = (None if rows is None else rows.slice(start, stop) for rows in (self.only_i, self.only_j))
-        return PairStructure(self.common.slice(start, stop), *sides)
+        only_i = None if self.only_i is None else self.only_i.slice(start, stop)
+        only_j = None if self.only_j is None else self.only_j.slice(start, stop)
+        return PairStructure(self.common.slice(start, stop), only_i, only_j)
 
     def nbytes(self) -> int:
         return sum(part.nbytes() for part in self if part is not None)
@@ -100,7 +101,7 @@ def pair_structure(graph: CSRGraph, pairs: Tensor, *, differences: bool = False)
         differences: Also list the neighbours of one end alone.
     """
     found = common_neighbors(graph.rowptr, graph.col, pairs, differences)
-    if not differences:
+    if found.only_i_ptr is None or found.only_i is None or found.only_j_ptr is None or found.only_j is None:
         return PairStructure(Rows(found.cn_ptr, found.cn))
     only_i, only_j = Rows(found.only_i_ptr, found.only_i), Rows(found.only_j_ptr, found.only_j)
     return PairStructure(Rows(found.cn_ptr, found.cn), only_i, only_j)
@@ -177,8 +178,8 @@ def select_entries(rows: Rows, keep: Tensor) -> Rows:
 def sample_rows(rows: Rows, limit: int, seed: Tensor, *, replace: bool = False) -> Rows:
     r"""Thins rows of more than ``limit`` entries to an unbiased sample; shorter rows stay whole.
 
-    Each kept entry is weighted by ``length / limit`` (times how often it was drawn), so the expectation of the
-    pooled sum is the full sum. The draw depends on ``seed`` alone, row by row, whatever the batch.
+    Each kept entry is weighted by ``length / limit`` (times how often it was drawn), so the expectation of
+    the pooled sum is the full sum. The draw depends on ``seed`` alone, row by row, whatever the batch.
 
     Args:
         rows: Unweighted rows.

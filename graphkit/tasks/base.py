@@ -39,11 +39,11 @@ class Loss(NamedTuple):
 
     Attributes:
         total: Scalar tensor with gradient; this shard's share of the batch's sum.
-        count: What the *whole* batch's sum is divided by; equal for all shards of one batch.
+        divisor: What the *whole* batch's sum is divided by; equal for all shards of one batch.
     """
 
     total: Tensor
-    count: float
+    divisor: float
 
 
 class Task(ABC):
@@ -91,7 +91,7 @@ class Task(ABC):
 
     @abstractmethod
     def shard(self, batch: Any, index: int, parts: int) -> Any:
-        """Returns the ``index``-th of ``parts`` shares of a global batch (a micro-batch, or a rank's part)."""
+        """Returns the ``index``-th of ``parts`` shares of a global batch: a micro-batch, a rank's part."""
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Any) -> Loss:
@@ -99,4 +99,4 @@ class Task(ABC):
 
     @abstractmethod
     def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
-        """Returns the metrics of a split (``"valid"`` or ``"test"``); draws nothing from torch's generator."""
+        """Returns the metrics of a split (``"valid"`` or ``"test"``); draws no random numbers."""

@@ -25,7 +25,9 @@ class LinkModelProtocol(Protocol):
 
     def encode(self, x: Tensor | SparseRows | None, graph: CSRGraph) -> Tensor: ...
 
-    def score(self, h: Tensor, graph: CSRGraph, edge_label_index: Tensor, structure: Any = None) -> Tensor: ...
+    def score(
+        self, h: Tensor, graph: CSRGraph, edge_label_index: Tensor, structure: Any = None
+    ) -> Tensor: ...
 
 
 class LinkBatch(NamedTuple):
@@ -35,13 +37,13 @@ class LinkBatch(NamedTuple):
         graph: What messages may pass over: the training graph, without the batch's edges if they are removed.
         edge_label_index: ``[2, b]`` int64, positives before negatives.
         edge_label: ``[b]`` float32, 1 for an edge.
-        count: Positives of the whole batch.
+        num_positives: Positives of the whole batch.
     """
 
     graph: CSRGraph
     edge_label_index: Tensor
     edge_label: Tensor
-    count: int
+    num_positives: int
 
 
 @dataclass(frozen=True)
@@ -104,9 +106,7 @@ class LinkTask(Task):
         self.x = _features(data.x).to(self.device) if data.x is not None else None
         self.train_edges = benchmark.splits["train"]["pos_edge_label_index"].to(self.device)
         self.edge_ids = self.graph.find_edges(self.train_edges)
-        self._occurrences = torch.bincount(
-            self.edge_ids.clamp(min=0), minlength=self.graph.edges.size(1)
-        )
+        self._occurrences = torch.bincount(self.edge_ids.clamp(min=0), minlength=self.graph.edges.size(1))
         self._negatives = NegativeSampler(self.graph.edges, self.graph.num_nodes)
         self._epoch: tuple[int, Tensor, Tensor] | None = None
         self._fixed: dict[str, _Fixed] = {}
@@ -136,7 +136,7 @@ class LinkTask(Task):
     def shard(self, batch: LinkBatch, index: int, parts: int) -> LinkBatch:
         if parts == 1:
             return batch
-        half = batch.count
+        half = batch.num_positives
         take = torch.arange(index, half, parts, device=self.device)
         take = torch.cat([take, take + half])
         return LinkBatch(batch.graph, batch.edge_label_index[:, take], batch.edge_label[take], half)
@@ -149,7 +149,7 @@ class LinkTask(Task):
         h = model.encode(self.x, batch.graph)  # type: ignore[operator]
         score = model.score(h, batch.graph, batch.edge_label_index)  # type: ignore[operator]
         total = F.binary_cross_entropy_with_logits(score.float(), batch.edge_label, reduction="sum")
-        return Loss(total, float(batch.count))
+        return Loss(total, float(batch.num_positives))
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
@@ -167,7 +167,7 @@ class LinkTask(Task):
             UserError: If an id is out of range.
         """
         nodes = self.graph.num_nodes
-        if pairs.numel() and not (0 <= int(pairs.min()) and int(pairs.max()) < nodes):
+        if pairs.numel() and not (int(pairs.min()) >= 0 and int(pairs.max()) < nodes):
             raise UserError(
                 f"pairs hold node ids from {int(pairs.min())} to {int(pairs.max())}; "
                 f"the graph has ids 0 to {nodes - 1}"

@@ -318,8 +318,7 @@ def _verified_files(folder: Path) -> dict[str, bytes]:
 
 def _manifest_text(listing: dict[str, Any]) -> str:
     """The manifest with its own hash, in the only spelling that is accepted."""
-    body = json.dumps(listing, sort_keys=True)
-    digest = hashlib.sha256(f"{FORMAT} {body}".encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(listing, sort_keys=True).encode()).hexdigest()
     return json.dumps({"files": listing, "sha256": digest}, sort_keys=True, indent=1) + "\n"
 
 

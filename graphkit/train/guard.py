@@ -12,20 +12,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import nn
 
 from graphkit.environment import rank_and_world
 from graphkit.errors import UserError
+from graphkit.train.optim import gradient_values
 from graphkit.train.ranks import any_true
 from graphkit.train.tensors import load_tensors, save_tensors
 
 if TYPE_CHECKING:
     from graphkit.train.loop import Trainer
 
-__all__ = ["TIME_LIMIT_EXIT", "NonFiniteError", "SignalGuard", "Stopped", "dump_step", "replay"]
+__all__ = ["TIME_LIMIT_EXIT", "NonFiniteError", "SignalGuard", "Stopped", "dump_step", "fail_step", "replay"]
 
 TIME_LIMIT_EXIT = 75
 """Exit code of a run that ``train.max_minutes`` stopped: EX_TEMPFAIL, "try again later"."""
@@ -133,7 +134,7 @@ def non_finite_gradients(model: nn.Module) -> list[str]:
     return [
         name
         for name, parameter in model.named_parameters()
-        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all())
+        if parameter.grad is not None and not bool(torch.isfinite(gradient_values(parameter.grad)).all())
     ]
 
 
@@ -156,6 +157,34 @@ def dump_step(folder: Path, trainer: Trainer, epoch: int, step: int, found: dict
     }
     save_tensors(folder / "model.safetensors", trainer.model.state_dict())
     (folder / "step.json").write_text(json.dumps(record, indent=1, default=str))
+
+
+def fail_step(trainer: Trainer, loss: float, norms: list[float]) -> NoReturn:
+    """Leaves evidence of the present step, whose numbers aren't finite, and ends the run before its update.
+
+    Args:
+        trainer: At the step, with its gradients.
+        loss: Loss of the global batch.
+        norms: Gradient norm of each parameter group.
+
+    Raises:
+        NonFiniteError: Always.
+    """
+    epoch, step = trainer.state.epoch, trainer.state.step
+    names = non_finite_gradients(trainer.model)
+    which = "gradient" if math.isfinite(loss) else "loss"
+    found = {"non_finite": which, "loss": loss, "grad_norm": math.hypot(*norms), "gradients": names}
+    trainer.model.zero_grad(set_to_none=True)
+    what = f"{which} is not finite at epoch {epoch}, step {step} (loss {loss:g}"
+    what += f", first of {len(names)} such gradients: {names[0]})" if names else ")"
+    if trainer.run is None:
+        raise NonFiniteError(f"{what}; no parameter was changed")
+    folder = trainer.run.failures / f"step-{trainer.state.updates}"
+    if trainer.rank == 0:
+        dump_step(folder, trainer, epoch, step, found)
+    raise NonFiniteError(
+        f"{what}; no parameter was changed; replay: python scripts/train.py --replay {folder}", folder
+    )
 
 
 def replay(

@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -27,14 +26,15 @@ from graphkit.config import RunConfig
 from graphkit.environment import rank_and_world
 from graphkit.errors import UserError, did_you_mean
 from graphkit.logging import RunLogger
-from graphkit.run import Run, check_same
+from graphkit.run import Run
 from graphkit.tasks.base import Task, derive_seed
 from graphkit.train import ranks
-from graphkit.train.checkpoint import CheckpointStore, Snapshot
-from graphkit.train.guard import NonFiniteError, SignalGuard, Stopped, dump_step, non_finite_gradients
+from graphkit.train.checkpoint import CheckpointStore
+from graphkit.train.guard import SignalGuard, Stopped, fail_step
 from graphkit.train.optim import build_optimizer, gradient_norms, lr_factor, scale_gradients, set_lr
 from graphkit.train.result import Result, make_result
-from graphkit.train.state import TrainState, generator_states, reseed, restore_generators
+from graphkit.train.snapshot import put_back, take_snapshot
+from graphkit.train.state import TrainState, deterministic, reseed
 
 __all__ = ["Trainer"]
 
@@ -87,8 +87,8 @@ class Trainer:
     def fit(self) -> Result:
         """Trains from the last checkpoint, or the start, to the end; then evaluates the best weights.
 
-        Test is looked at once, here. A finished run gives back its stored result. Afterwards the model holds
-        the best weights.
+        Test is looked at once, here. Afterwards the model holds the best weights. A finished run only gives
+        back its stored result; the model stays as it is (see :func:`~graphkit.train.checkpoint.load_best`).
 
         Returns:
             Metrics of validation and test, and the facts beside them.
@@ -98,15 +98,14 @@ class Trainer:
             NonFiniteError: A loss or gradient was NaN or infinite.
             UserError: The run's folder is in use, was made with another configuration, or can't be written.
         """
-        if self.run is not None:
-            self.run.check_same(self.config)
         with ExitStack() as stack:
             if self.run is not None and self.rank == 0:
                 stack.enter_context(self.run.lock())
+                self.run.adopt(self.config)
             stored = self._stored_result()
             if stored is not None:
                 return stored
-            stack.enter_context(_deterministic(self.config.train.deterministic))
+            stack.enter_context(deterministic(self.config.train.deterministic))
             guard = stack.enter_context(SignalGuard(self.config.train.max_minutes))
             stack.callback(self.logger.close)
             self._resume()
@@ -144,16 +143,16 @@ class Trainer:
         state, started = self.state, time.perf_counter()
         position = state.epoch + state.step / self.steps
         rates = set_lr(self.optimizer, lr_factor(self.config.optim, position, self.config.train.epochs))
-        loss, norms, count = self.gradients(state.epoch, state.step)
+        loss, norms, divisor = self.gradients(state.epoch, state.step)
         overflow = self.scaler is not None and math.isfinite(loss) and not all(map(math.isfinite, norms))
         if not overflow and not (math.isfinite(loss) and all(map(math.isfinite, norms))):
-            self._fail(loss, norms)
+            fail_step(self, loss, norms)
         norm = math.inf if overflow else scale_gradients(self.optimizer, norms, self.config.optim)
         if overflow:
             state.skipped += 1
             state.skipped_in_a_row += 1
             if state.skipped_in_a_row > _OVERFLOWS:
-                self._fail(loss, norms)
+                fail_step(self, loss, norms)
         else:
             self.optimizer.step()
             state.skipped_in_a_row = 0
@@ -162,14 +161,14 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         state.step += 1
         state.updates += 1
-        state.loss_total += loss * count
-        state.loss_count += count
+        state.loss_total += loss * divisor
+        state.loss_divisor += divisor
         seconds = time.perf_counter() - started
         state.epoch_seconds += seconds
         self.logger.step(state.updates, loss)
         if state.updates % self.log_steps == 0:
             line = {"split": "step", "loss": loss, "grad_norm": norm, **_rates(rates), "seconds": seconds}
-            self._line({"epoch": state.epoch + 1, "step": state.updates, **line})
+            self.logger.line({"epoch": state.epoch + 1, "step": state.updates, **line})
 
     def gradients(self, epoch: int, step: int) -> tuple[float, list[float], float]:
         """Fills the gradients of one global batch.
@@ -179,23 +178,23 @@ class Trainer:
             step: Step within it, from 0.
 
         Returns:
-            The batch's loss, the gradient norm of each group, and the batch's count.
+            The batch's loss, the gradient norm of each group, and the loss's divisor.
         """
         assert self.optimizer is not None
         parts = self.config.train.accumulate * self.world
         batch = self.task.batch(epoch, step)
         total = torch.zeros((), device=self.device)
-        count = 1.0
+        divisor = 1.0
         for micro in range(self.config.train.accumulate):
             reseed(derive_seed(self.config.seed, "dropout", epoch, step, micro, self.rank))
             shard = self.task.shard(batch, micro * self.world + self.rank, parts)
             with self._autocast():
                 part = self.task.loss(self.model, shard)
-            count = float(part.count)
-            loss = part.total / count
+            divisor = float(part.divisor)
+            loss = part.total / divisor
             if loss.requires_grad:  # an empty shard may have nothing to learn from
                 scaled = loss if self.scaler is None else self.scaler.scale(loss)
-                scaled.backward()  # type: ignore[no-untyped-call]
+                scaled.backward()
             total += loss.detach().to(total.dtype)
         ranks.sum_gradients(self.model.parameters())
         if self.scaler is not None:
@@ -204,35 +203,12 @@ class Trainer:
         # The only wait for the device in a step. Ranks agree because they all see the sum of losses and of
         # gradients, in which a NaN anywhere is a NaN.
         loss_and_norms = torch.cat([ranks.all_sum(total.float().reshape(1)), norms]).tolist()
-        return loss_and_norms[0], loss_and_norms[1:], count
+        return loss_and_norms[0], loss_and_norms[1:], divisor
 
     def _autocast(self) -> torch.autocast:
         precision = self.config.train.precision
         dtype = torch.float16 if precision == "fp16" else torch.bfloat16
         return torch.autocast(self.device.type, dtype=dtype, enabled=precision != "fp32")
-
-    def _fail(self, loss: float, norms: list[float]) -> None:
-        """Leaves evidence of a step whose numbers aren't finite, and ends the run before the update."""
-        assert self.optimizer is not None
-        epoch, step = self.state.epoch, self.state.step
-        names = non_finite_gradients(self.model)
-        found = {
-            "non_finite": "loss" if not math.isfinite(loss) else "gradient",
-            "loss": loss,
-            "grad_norm": math.hypot(*norms),
-            "gradients": names,
-        }
-        self.optimizer.zero_grad(set_to_none=True)
-        what = f"{found['non_finite']} is not finite at epoch {epoch}, step {step} (loss {loss:g}"
-        what += f", first of {len(names)} such gradients: {names[0]})" if names else ")"
-        if self.run is None:
-            raise NonFiniteError(f"{what}; no parameter was changed")
-        folder = self.run.failures / f"step-{self.state.updates}"
-        if self.rank == 0:
-            dump_step(folder, self, epoch, step, found)
-        raise NonFiniteError(
-            f"{what}; no parameter was changed; replay: python scripts/train.py --replay {folder}", folder
-        )
 
     def _end_epoch(self, guard: SignalGuard) -> None:
         """Evaluates if it is due, then logs the epoch and moves on to the next.
@@ -245,15 +221,17 @@ class Trainer:
         if epoch % train.eval_every == 0 or epoch == train.epochs:
             metrics, seconds = self._evaluate("valid", guard)
         rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
-        loss = state.loss_total / max(state.loss_count, 1e-12)
+        loss = state.loss_total / max(state.loss_divisor, 1e-12)
         mark = {"epoch": epoch, "step": state.updates}
-        self._line({**mark, "split": "train", "loss": loss, **_rates(rates), "seconds": state.epoch_seconds})
+        self.logger.line(
+            {**mark, "split": "train", "loss": loss, **_rates(rates), "seconds": state.epoch_seconds}
+        )
         if metrics is not None:
-            self._line({**mark, "split": "valid", **metrics, "seconds": seconds})
+            self.logger.line({**mark, "split": "valid", **metrics, "seconds": seconds})
             state.eval_seconds.append(seconds)
         state.train_seconds.append(state.epoch_seconds)
         state.epoch, state.step = epoch, 0
-        state.loss_total = state.loss_count = state.epoch_seconds = 0.0
+        state.loss_total = state.loss_divisor = state.epoch_seconds = 0.0
         if metrics is not None:
             self._remember(metrics)
         self.logger.epoch(epoch, state.updates, self._valid_text(metrics))
@@ -306,10 +284,10 @@ class Trainer:
         valid, _ = self._evaluate("valid", guard)
         test, _ = self._evaluate("test", guard)
         self.model.eval()
-        if self.best and valid != self.state.best_metrics:
-            _log.warning("validation of the best weights gave %s, before it was %s: the evaluation isn't "
-                         "deterministic", valid, self.state.best_metrics)  # fmt: skip
-        self._tick()
+        now, before = valid[self.task.benchmark.metric], self.state.best_value
+        if before is not None and not math.isclose(now, before, rel_tol=1e-4, abs_tol=1e-6):
+            _log.warning("the best weights gave %g in training and %g now: evaluation varies", before, now)
+        self.tick()
         result = make_result(self, valid, test)
         if self.run is not None and self.rank == 0:
             self.run.write_result(result.to_dict())
@@ -318,56 +296,35 @@ class Trainer:
 
     def _valid_text(self, metrics: Mapping[str, float] | None) -> str:
         name, state = self.task.benchmark.metric, self.state
-        best = f"best {name} {state.best_value:.4g} at {state.best_epoch}" if state.best_epoch else ""
-        return f"{name} {metrics[name]:.4g} ({best})" if metrics and best else best
+        if state.best_epoch is None:
+            return f"{name} {metrics[name]:.4g}" if metrics else ""
+        best = f"{state.best_value:.4g} at {state.best_epoch}"
+        return f"{name} {metrics[name]:.4g} (best {best})" if metrics else f"best {name} {best}"
 
     # State
 
     def save(self) -> None:
         """Writes a checkpoint of the present position, unless there is one."""
-        state = self.state
-        position = (state.updates, state.epoch)
+        position = (self.state.updates, self.state.epoch)
         if self.store is None or self.optimizer is None or self._saved == position:
             return
         if self.rank == 0:
-            self._tick()
-            state.log_bytes = self.logger.position()
-            values = {
-                "state": state.to_dict(),
-                "generators": generator_states(),
-                "scaler": self.scaler.state_dict() if self.scaler else None,
-                "config_hash": self.config.hash(),
-            }
-            snapshot = Snapshot(
-                model=self.model.state_dict(),
-                optimizer=self.optimizer.state_dict(),
-                state=values,
-                config=self.config.to_dict(),
-                best=self.best or None,
-                best_is_model=bool(self.best) and state.best_updates == state.updates,
-            )
-            self.store.save(snapshot, state.updates)
+            self.tick()
+            self.state.log_bytes = self.logger.position()
+            self.store.save(take_snapshot(self), self.state.updates)
         self._saved = position
 
     def _resume(self) -> None:
         """Puts back the last good checkpoint, if there is one."""
         self._begun = time.perf_counter()
-        snapshot = self.store.load(repair=self.rank == 0) if self.store else None
-        if snapshot is not None and self.run is not None and self.optimizer is not None:
-            check_same(snapshot.config, self.config.to_dict(), str(self.run.checkpoints))
-            try:
-                self.model.load_state_dict(snapshot.model)
-                self.optimizer.load_state_dict(snapshot.optimizer)
-            except (RuntimeError, ValueError, KeyError) as error:
-                where = self.run.checkpoints
-                raise UserError(f"the checkpoint in {where} is of another model: {error}") from error
-            if self.scaler is not None and snapshot.state["scaler"]:
-                self.scaler.load_state_dict(snapshot.state["scaler"])
-            self.state = TrainState.from_dict(snapshot.state["state"])
-            self.best = {name: tensor.clone() for name, tensor in (snapshot.best or {}).items()}
-            restore_generators(snapshot.state["generators"])
-            self._saved = (self.state.updates, self.state.epoch)
-            _log.info("resuming %s at epoch %d, step %d", self.run.name, self.state.epoch, self.state.step)
+        if self.store is not None and self.optimizer is not None:
+            snapshot = self.store.load(repair=True) if self.rank == 0 else None
+            ranks.barrier()  # damaged checkpoints are out of the way
+            snapshot = self.store.load() if self.rank else snapshot
+            if snapshot is not None:
+                put_back(self, snapshot)
+                self._saved = (self.state.updates, self.state.epoch)
+                _log.info("resuming at epoch %d, step %d", self.state.epoch, self.state.step)
         self.logger.start(
             epochs=self.config.train.epochs,
             steps=self.steps,
@@ -378,16 +335,14 @@ class Trainer:
     def _stored_result(self) -> Result | None:
         """The result of a run that is over."""
         stored = self.run.result if self.run else None
+        ranks.barrier()  # all have looked before one may write
         if stored is None:
             return None
         result = Result.from_dict(stored)
         over = self.optimizer is None or result.stopped_early or result.epochs >= self.config.train.epochs
         return result if over else None
 
-    def _line(self, values: Mapping[str, Any]) -> None:
-        self.logger.line(values)
-
-    def _tick(self) -> None:
+    def tick(self) -> None:
         """Adds the time since the last call to the run's total."""
         now = time.perf_counter()
         self.state.seconds += now - self._begun
@@ -399,18 +354,3 @@ def _rates(rates: Mapping[str, float]) -> dict[str, Any]:
     if len(rates) == 1:
         return {"lr": next(iter(rates.values()))}
     return {f"lr/{name}": rate for name, rate in rates.items()}
-
-
-@contextmanager
-def _deterministic(wanted: bool) -> Iterator[None]:
-    """Asks torch for deterministic algorithms, for the length of a block."""
-    if not wanted:
-        yield
-        return
-    before = torch.are_deterministic_algorithms_enabled()
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)

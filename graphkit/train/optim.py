@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from graphkit.config import OptimConfig
 from graphkit.errors import UserError, did_you_mean
 
-__all__ = ["build_optimizer", "gradient_norms", "lr_factor", "parameter_groups", "scale_gradients", "set_lr"]
+__all__ = [
+    "build_optimizer",
+    "gradient_norms",
+    "gradient_values",
+    "lr_factor",
+    "parameter_groups",
+    "scale_gradients",
+    "set_lr",
+]
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
@@ -104,7 +112,10 @@ def gradient_norms(optimizer: torch.optim.Optimizer) -> Tensor:
     """Returns the 2-norm of each group's gradients, ``[groups]``, without waiting for the device."""
     norms = []
     for group in optimizer.param_groups:
-        grads = [_values(p.grad) for p in group["params"] if p.grad is not None]
+        for p in group["params"]:
+            if p.grad is not None and p.grad.is_sparse:
+                p.grad = p.grad.coalesce()  # a row that occurs twice has one gradient
+        grads = [gradient_values(p.grad) for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads)
         norms.append(norm.to(group["params"][0].device, torch.float32))
     return torch.stack(norms)
@@ -125,11 +136,11 @@ def scale_gradients(optimizer: torch.optim.Optimizer, norms: list[float], config
     for group, norm in zip(optimizer.param_groups, norms, strict=True):
         size = norm if config.clip_groups else total
         if size > limit:
-            grads = [_values(p.grad) for p in group["params"] if p.grad is not None]
+            grads = [gradient_values(p.grad) for p in group["params"] if p.grad is not None]
             torch._foreach_mul_(grads, limit / (size + 1e-6))
     return total
 
 
-def _values(grad: Tensor) -> Tensor:
-    """The stored numbers of a dense or sparse gradient."""
+def gradient_values(grad: Tensor) -> Tensor:
+    """Returns the stored numbers of a dense or sparse gradient."""
     return grad._values() if grad.is_sparse else grad

@@ -42,7 +42,7 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     for grads in by_dtype.values():
         flat = torch.cat([g.reshape(-1) for g in grads])
         dist.all_reduce(flat)
-        parts = flat.split([g.numel() for g in grads])  # type: ignore[no-untyped-call]
+        parts = flat.split([g.numel() for g in grads])
         for grad, part in zip(grads, parts, strict=True):
             grad.copy_(part.view_as(grad))
 

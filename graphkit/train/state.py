@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import os
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -12,7 +15,7 @@ import torch
 
 from graphkit.config import TrainConfig
 
-__all__ = ["TrainState", "generator_states", "reseed", "restore_generators"]
+__all__ = ["TrainState", "deterministic", "generator_states", "reseed", "restore_generators"]
 
 
 @dataclass
@@ -23,8 +26,8 @@ class TrainState:
         epoch: Epochs completed, which is also the index of the present one.
         step: Steps of the present epoch done; equal to the steps of an epoch just before its evaluation.
         updates: Steps done in all.
-        loss_total: Sum of losses over the present epoch's examples.
-        loss_count: Their number.
+        loss_total: Sum of the present epoch's losses before division.
+        loss_divisor: What it is divided by for the epoch's loss.
         best_value: The best validation value, ``None`` before the first finite one.
         best_epoch: Epochs completed when it was reached.
         best_updates: Steps done when it was reached.
@@ -44,7 +47,7 @@ class TrainState:
     step: int = 0
     updates: int = 0
     loss_total: float = 0.0
-    loss_count: float = 0.0
+    loss_divisor: float = 0.0
     best_value: float | None = None
     best_epoch: int | None = None
     best_updates: int | None = None
@@ -84,10 +87,25 @@ def reseed(seed: int) -> None:
     """
     # Not torch.manual_seed, which formats a stack trace for each device type that isn't in use (1 ms).
     torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
+
+
+@contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Asks torch for deterministic algorithms, for the length of a block."""
+    if not wanted:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def generator_states() -> dict[str, Any]:
@@ -104,7 +122,7 @@ def generator_states() -> dict[str, Any]:
         },
         "torch": _encode(torch.get_rng_state().numpy()),
     }
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if torch.cuda.is_initialized():
         states["cuda"] = [_encode(s.numpy()) for s in torch.cuda.get_rng_state_all()]
     return states
 

@@ -27,6 +27,8 @@ def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
     seen: dict[tuple[Any, ...], str] = {}
     storages: set[int] = set()
     for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise UserError(f"'{name}' is a {type(tensor).__name__}; checkpoints hold tensors only")
         tensor = tensor.detach()
         if tensor.layout != torch.strided:
             raise UserError(f"'{name}' is a {tensor.layout} tensor; checkpoints hold dense ones only")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import collections
+import multiprocessing
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from graphkit.datasets.planetoid import PARTS, Published, read_planetoid
 from graphkit.datasets.splits import undirected_edges
 from graphkit.errors import UserError
 
-NODES, KNOWN, TEST = 1700, 600, 1100
+NODES, KNOWN, TEST = 1700, 600, 1100  # test nodes, of which a few have no row
 
 
 def write_tiny(folder: Path, protocol: int = 2) -> Published:
@@ -90,7 +89,7 @@ def equal_to_pyg(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor])
         assert torch.equal(ours[key], torch.nonzero(theirs[mask]).view(-1)), key
 
 
-@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+@pytest.mark.parametrize("protocol", [2, 4, 5])
 def test_reads_what_pyg_reads(tmp_path: Path, protocol: int, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "raw"
     counts = write_tiny(folder, protocol)
@@ -99,7 +98,7 @@ def test_reads_what_pyg_reads(tmp_path: Path, protocol: int, monkeypatch: pytest
     copy.mkdir()
     for part in PARTS:  # under the name that makes PyG fill the gaps
         shutil.copy(folder / f"ind.cora.{part}", copy / f"ind.citeseer.{part}")
-    if protocol in (0, 2):
+    if protocol == 2:
         pytest.importorskip("scipy.sparse.csr", reason="PyG itself needs scipy's old name")
     equal_to_pyg(read_planetoid(folder, "cora"), pyg(copy, "citeseer"))
 
@@ -229,7 +228,7 @@ def test_a_malicious_pickle_does_nothing(
     assert not Path("ran").exists()
 
 
-@pytest.mark.parametrize("part", [part for part in PARTS if part != "x"])
+@pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("damage", ["empty", "truncated", "text", "other"])
 def test_damaged_files_are_named(tiny: Path, part: str, damage: str) -> None:
     path = tiny / f"ind.cora.{part}"
@@ -260,7 +259,7 @@ def test_bad_sparse_parts_are_refused(tiny: Path) -> None:
 
 def test_other_counts_are_refused(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(planetoid.PUBLISHED, "cora", Published(2708, 1433, 5278, 7))
-    with pytest.raises(UserError, match="isn't cora: it holds .*nodes=1700.* published are .*nodes=2708"):
+    with pytest.raises(UserError, match=r"isn't cora: it holds .*nodes=1700.* published are .*nodes=2708"):
         load_dataset("cora", root=tiny.parents[1])
 
 
@@ -297,22 +296,21 @@ def test_a_missing_file_is_fetched(tiny: Path, tmp_path: Path, monkeypatch: pyte
         load_dataset("cora", root=tmp_path / "newer")
 
 
-TWO = """
-import sys
-from graphkit.datasets import planetoid
-planetoid.URL, planetoid.SHA256 = sys.argv[2], {}
-planetoid.PUBLISHED["cora"] = planetoid.Published(*map(int, sys.argv[3:]))
-print(planetoid.load_cora(root=sys.argv[1]).splits["test"]["neg_edge_label_index"].sum().item())
-"""
+def load_once(root: Path, start: Any, out: Any) -> None:
+    torch.set_num_threads(1)  # a forked process has no thread pool
+    start.wait()
+    out.put(int(load_dataset("cora", root=root).splits["test"]["neg_edge_label_index"].sum()))
 
 
-def test_two_processes_at_once(tiny: Path, tmp_path: Path) -> None:
-    counts = [str(n) for n in vars(planetoid.PUBLISHED["cora"]).values()]
-    command = [sys.executable, "-c", TWO, str(tmp_path / "new"), tiny.as_uri(), *counts]
-    workers = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)
-    ]
-    results = [worker.communicate(timeout=120) for worker in workers]
-    assert results[0][1] == results[1][1] == ""
-    assert results[0] == results[1]
+def test_two_processes_at_once(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planetoid, "URL", tiny.as_uri())
+    context = multiprocessing.get_context("fork")
+    start, out = context.Barrier(2), context.Queue()
+    workers = [context.Process(target=load_once, args=(tmp_path / "new", start, out)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    assert out.get(timeout=60) == out.get(timeout=60)
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
     assert not list((tmp_path / "new").rglob("*.part"))

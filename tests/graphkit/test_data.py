@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import multiprocessing
+import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -124,34 +125,28 @@ def test_a_failed_build_stores_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("graph*"))
 
 
-BUILD = """
-import os, sys, time, torch
-from pathlib import Path
-from graphkit.data import Processed, cached
-folder = Path(sys.argv[1])
-def build():
-    with open(folder / "built", "a") as file:
-        file.write("x")
-    time.sleep(0.5)
-    return Processed({"x": torch.arange(1000)}, {})
-(folder / sys.argv[2]).touch()
-while not all((folder / name).exists() for name in "ab"):
-    time.sleep(0.005)
-print(int(cached(folder / "cache", "key", build).tensors["x"].sum()))
-"""
+def build_slowly(folder: Path, start: Any, out: Any) -> None:
+    def build() -> Processed:
+        with open(folder / "built", "a") as file:
+            file.write("x")
+        time.sleep(0.3)
+        return made()
+
+    torch.set_num_threads(1)  # a forked process has no thread pool
+    start.wait()
+    out.put(float(cached(folder / "cache", "key", build).tensors["x"].sum()))
 
 
 def test_two_processes_build_once(tmp_path: Path) -> None:
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", BUILD, str(tmp_path), name],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for name in "ab"
-    ]
-    assert [worker.communicate(timeout=120) for worker in workers] == [("499500\n", "")] * 2
+    context = multiprocessing.get_context("fork")
+    start, out = context.Barrier(2), context.Queue()
+    workers = [context.Process(target=build_slowly, args=(tmp_path, start, out)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    assert out.get(timeout=60) == out.get(timeout=60) == float(made().tensors["x"].sum())
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
     assert (tmp_path / "built").read_text() == "x"
 
 

@@ -45,7 +45,7 @@ def test_a_failed_write_leaves_the_old_file(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, step, full)
-    with pytest.raises(UserError, match="cannot write .*No space left"):
+    with pytest.raises(UserError, match=r"cannot write .*No space left"):
         atomic_write(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
@@ -175,7 +175,7 @@ def test_fetch(tmp_path: Path, url: str, known: str | None, capsys: pytest.Captu
 @pytest.mark.parametrize("known", [HASH, None])
 def test_an_interrupted_download_goes_on_or_starts_again(tmp_path: Path, url: str, known: str | None) -> None:
     Server.cut = 1
-    with pytest.raises(UserError, match="cannot download .*put the file at"):
+    with pytest.raises(UserError, match=r"cannot download .*put the file at"):
         fetch(url, tmp_path / "file", known)
     assert not (tmp_path / "file").exists()
     fetch(url, tmp_path / "file", known)

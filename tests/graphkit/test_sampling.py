@@ -137,7 +137,7 @@ def test_too_few_non_edges() -> None:
     assert negative_pairs(csr, 1, seeded()).tolist() == [[0], [1]]
     assert negative_pairs(csr, 3, seeded(), distinct=False).tolist() == [[0] * 3, [1] * 3]
     assert negative_pairs(csr, 0, seeded()).shape == (2, 0)
-    with pytest.raises(UserError, match="2 negative pairs .* 6 nodes has only 1 pairs without an edge"):
+    with pytest.raises(UserError, match=r"2 negative pairs .* 6 nodes has only 1 pairs without an edge"):
         negative_pairs(csr, 2, seeded())
     full = torch.combinations(torch.arange(n)).T
     with pytest.raises(UserError, match="has only 0"):

@@ -155,7 +155,7 @@ def test_accuracy() -> None:
     assert accuracy(logits, y) == accuracy(logits.argmax(1), y[:, None]) == 0.75
     assert NodeEvaluator()(logits, y) == {"accuracy": 0.75}
     logits[1, 2] = math.nan
-    with pytest.raises(UserError, match="1 of 12 class scores aren't finite, .* at index 1, 2"):
+    with pytest.raises(UserError, match=r"1 of 12 class scores aren't finite, .* at index 1, 2"):
         accuracy(logits, y)
     with pytest.raises(UserError, match="3 predictions for 4 nodes"):
         accuracy(y[:3], y)

@@ -5,9 +5,7 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
-import sys
-import textwrap
+import signal
 
 import pytest
 import torch
@@ -123,8 +121,6 @@ def test_newer_format_is_refused(store, monkeypatch):
     monkeypatch.setattr(checkpoint, "FORMAT", 2)
     store.save(snapshot(3.0), 3)
     monkeypatch.undo()
-    text = (store.folder / "step-00000003" / "MANIFEST.json").read_text()
-    assert text
     with pytest.raises(UserError, match="format 2, this graphkit reads up to 1"):
         store.load()
 
@@ -164,17 +160,12 @@ def test_failure_at_each_point_of_a_save(point, store, monkeypatch):
 
 @pytest.mark.parametrize("point", ["after optimizer.safetensors", "before rename", "after rename"])
 def test_process_killed_during_a_save(point, store):
-    code = f"""
-    import os, sys
-    sys.path.insert(0, {os.path.dirname(__file__)!r})
-    from pathlib import Path
-    from graphkit.train import checkpoint
-    from test_checkpoint import snapshot
-    checkpoint.fault_point = lambda name: os._exit(9) if name == {point!r} else None
-    checkpoint.CheckpointStore(Path({str(store.folder)!r})).save(snapshot(3.0), 3)
-    """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
-    assert done.returncode == 9, done.stderr
+    child = os.fork()
+    if child == 0:
+        checkpoint.fault_point = lambda name: os.kill(os.getpid(), signal.SIGKILL) if name == point else None
+        store.save(snapshot(3.0), 3)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert store.load().state["value"] == (3.0 if point == "after rename" else 2.0)
 
 
@@ -214,7 +205,7 @@ def test_disk_full_stops_the_run_and_a_later_one_continues(tmp_path, monkeypatch
             monkeypatch.setattr(checkpoint, "write_flushed", full)
 
     task.on_batch = fill
-    with pytest.raises(UserError, match="can't write checkpoint .*step-00000009: .*No space left"):
+    with pytest.raises(UserError, match=r"can't write checkpoint .*step-00000009: .*No space left"):
         trainer.fit()
     monkeypatch.undo()
     assert CheckpointStore(run.checkpoints).load().state["state"]["epoch"] == 2

@@ -3,9 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 import threading
 
 import pytest
@@ -41,22 +38,18 @@ def test_signal_finishes_the_step_and_saves(name, code, tmp_path):
     assert before == {s: signal.getsignal(s) for s in before}
 
 
-def test_second_signal_exits_at_once():
-    code = """
-    import os, signal, time
-    from graphkit.train.guard import SignalGuard
-    with SignalGuard():
-        os.kill(os.getpid(), signal.SIGTERM)
-        print("first", flush=True)
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(5)
-        print("second", flush=True)
-    """
-    environment = {k: v for k, v in os.environ.items() if k != "TORCHELASTIC_RUN_ID"}
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, env=environment
-    )
-    assert (done.returncode, done.stdout) == (143, "first\n"), done.stderr
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_second_signal_exits_at_once(second, monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    child = os.fork()
+    if child == 0:
+        try:
+            with SignalGuard():
+                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), second)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + second
 
 
 def test_torchrun_repeats_a_signal(monkeypatch):
@@ -70,8 +63,13 @@ def test_torchrun_repeats_a_signal(monkeypatch):
 
 
 def test_uncaught_stop_ends_a_script_with_its_code():
-    code = "from graphkit.train.guard import Stopped; raise Stopped(143, 'SIGTERM')"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 143
+    child = os.fork()
+    if child == 0:
+        try:
+            raise Stopped(143, "SIGTERM")
+        except SystemExit as stop:
+            os._exit(stop.code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 143
 
 
 def test_other_threads_leave_handlers_alone():
@@ -112,11 +110,12 @@ class BadTask(TinyTask):
         if self.position != (1, 1):
             return loss
         if self.kind in ("nan", "inf"):
-            return Loss(loss.total + float(self.kind), loss.count)
+            return Loss(loss.total + float(self.kind), loss.divisor)
         zero = (model.head.weight * 0).sum()  # the root of 0 has an infinite slope
-        return Loss(loss.total + zero.abs().sqrt(), loss.count)
+        return Loss(loss.total + zero.abs().sqrt(), loss.divisor)
 
 
+@pytest.mark.filterwarnings("ignore:Error detected in")
 @pytest.mark.parametrize("kind", ["nan", "inf", "gradient"])
 def test_non_finite_changes_nothing_and_leaves_evidence(kind, tmp_path):
     config = tiny_config(checkpoint_every=1, optim={"clip_norm": 1.0})

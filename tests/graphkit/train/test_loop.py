@@ -108,7 +108,7 @@ def test_equals_a_loop_written_out():
         for step in range(3):
             loss = task.loss(model, task.shard(task.batch(epoch, step), 0, 1))
             optimizer.zero_grad()
-            (loss.total / loss.count).backward()
+            (loss.total / loss.divisor).backward()
             optimizer.step()
         states.append({k: v.clone() for k, v in model.state_dict().items()})
     expected = states[trainer.state.best_epoch - 1]
@@ -157,6 +157,11 @@ def test_nothing_finite(caplog):
     assert "the last weights are evaluated" in caplog.text
 
 
+def test_varying_evaluation_is_noticed(caplog):
+    fit(task=TinyTask(on_evaluate=scripted([1.0, 2.0, 1.0, 1.0, 9.0])))
+    assert "gave 2 in training and 9 now: evaluation varies" in caplog.text
+
+
 def test_test_is_looked_at_once():
     seen = []
     fit(task=TinyTask(on_evaluate=lambda split, metrics: seen.append(split)))
@@ -172,7 +177,7 @@ def test_last_epoch_is_always_evaluated():
 
 def test_early_stopping():
     task = TinyTask(on_evaluate=scripted([1.0, 2.0, 1.0, 1.0, 1.0, 3.0]))
-    trainer, result = fit(tiny_config(epochs=20, patience=2), task)
+    _, result = fit(tiny_config(epochs=20, patience=2), task)
     assert (result.epochs, result.best_epoch, result.stopped_early) == (4, 2, True)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import pytest
 import torch
@@ -14,14 +15,6 @@ from graphkit.train.checkpoint import CheckpointStore
 OPTIM = {"schedule": "cosine", "warmup_epochs": 1.5, "clip_norm": 1.0, "group_lr": {"encoder": 0.02}}
 CONFIG = tiny_config(optim=OPTIM, epochs=4, checkpoint_every=2, patience=3, accumulate=2)
 STEPS = 3
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def make(folder, config=CONFIG, **hooks):
@@ -187,6 +180,23 @@ def test_three_restarts(tmp_path, reference):
     assert_same_run(trainer.run, reference)
 
 
+def test_killed_again_and_again(tmp_path, reference):
+    """SIGKILL after a growing time, which lands in steps, evaluations and saves alike."""
+    folder = make(tmp_path).run.folder
+    exits = []
+    for attempt in range(12):
+        child = os.fork()
+        if child == 0:
+            make(folder, on_batch=lambda epoch, step: time.sleep(0.002)).fit()
+            os._exit(0)
+        time.sleep(0.01 + 0.01 * attempt)
+        os.kill(child, signal.SIGKILL)
+        exits.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    assert -signal.SIGKILL in exits
+    make(folder).fit()
+    assert_same_run(Run.open(folder), reference)
+
+
 def test_finished_run_is_left_alone(tmp_path):
     trainer = make(tmp_path, tiny_config(epochs=2))
     first = trainer.fit()
@@ -209,6 +219,31 @@ def test_finished_run_can_be_prolonged(tmp_path):
     whole.fit()
     assert_equal_trees(dict(final(trainer.run).model), dict(final(whole.run).model))
     assert log_lines(trainer.run) == log_lines(whole.run)
+
+
+def test_a_prolonged_run_stopped_again_remembers_its_length(tmp_path):
+    trainer = make(tmp_path, tiny_config(epochs=2))
+    trainer.fit()
+    with pytest.raises(Stopped):
+        make(trainer.run.folder, tiny_config(epochs=4), on_batch=at_step(1)).fit()
+    stored = Run.open(trainer.run.folder).config
+    assert stored.train.epochs == 4
+    assert make(trainer.run.folder, stored).fit().epochs == 4
+
+
+def test_changed_steps_are_refused(tmp_path):
+    trainer = make(tmp_path, on_batch=at_step(4))
+    with pytest.raises(Stopped):
+        trainer.fit()
+    other = Trainer(TinyModel(), TinyTask(batch_size=4), CONFIG, trainer.run)
+    with pytest.raises(ValueError, match="3 steps an epoch, now it is 6"):
+        other.fit()
+
+
+def test_a_run_in_use_is_refused(tmp_path):
+    trainer = make(tmp_path)
+    with trainer.run.lock(), pytest.raises(ValueError, match=f"in use by process {os.getpid()}"):
+        make(trainer.run.folder).fit()
 
 
 def test_early_stopping_survives_a_stop(tmp_path):
