@@ -2,7 +2,7 @@
 
 ::
 
-    scripts/train.py ncnc --dataset custom --dataset.edges friends.csv
+    scripts/train.py ncnc --dataset custom --data.edges friends.csv
 
 Edges are two columns of node names or numbers, CSV, TSV or separated by blanks, or an npz file with
 ``edge_index``. Features and labels are tables whose first column is the node, or npz files with ``x`` and
@@ -352,10 +352,10 @@ def load_custom(
         UserError: Missing or malformed files, or too few edges for the split or the metric.
     """
     if not edges:
-        raise UserError("the data set 'custom' needs its edges: --dataset.edges FILE (CSV, TSV or npz)")
+        raise UserError("the data set 'custom' needs its edges: --data.edges FILE (CSV, TSV or npz)")
     if task == "node" and labels is None:
         raise UserError(
-            "node classification needs labels: --dataset.labels FILE (CSV of node and class, or npz)"
+            "node classification needs labels: --data.labels FILE (CSV of node and class, or npz)"
         )
     given = {"edges": edges, "features": features, "labels": labels}
     paths = {name: Path(value) for name, value in given.items() if value is not None}

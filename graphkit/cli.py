@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "list": ("graphkit.commands.catalogue", "tables of models, data sets and recipes"),
     "show": ("graphkit.commands.catalogue", "parameters, recipes and results of one name"),
+    "readme": ("graphkit.commands.readme", "bring the README's tables up to date"),
 }
 
 

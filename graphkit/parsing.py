@@ -26,7 +26,9 @@ from graphkit.tasks.base import Task
 __all__ = ["make_parser", "read_yaml", "recipe_config", "resolve"]
 
 _LOADER_ARGUMENTS: set[str | int] = {"root", "task", "seed"}
-_TASK_ARGUMENTS: set[str | int] = {*inspect.signature(Task.__init__).parameters} - {"self"}
+_TASK_ARGUMENTS: set[str | int] = {
+    name for name in inspect.signature(Task.__init__).parameters if name != "self"
+}
 
 
 def make_parser(prog: str, model: Entry, dataset: Entry, task: Entry) -> ArgumentParser:
@@ -58,6 +60,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     for key in content:
         if key not in known:
             raise UserError(f"{path}: unknown key '{key}'{did_you_mean(str(key), known)}")
+    for key, kind in (("model_name", str), ("dataset_name", str), ("task_name", str), ("seed", int)):
+        if key in content and type(content[key]) is not kind:
+            raise UserError(f"{path}: {key} is {content[key]!r}; it must be {_words(kind.__name__)}")
     return content
 
 
@@ -110,7 +115,7 @@ def resolve(
             "model_name": model.name,
             "dataset_name": dataset.name,
             "task_name": task.name,
-            "seed": seed if seed is not None else int(content.get("seed", 0)),
+            "seed": seed if seed is not None else content.get("seed", 0),
             **sections,
         }
     )

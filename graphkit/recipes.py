@@ -9,7 +9,7 @@ A recipe holds the values that differ from the defaults, in the sections of a ru
     parameters: 764163       of the model it builds
     expected:
       metric: hits@100
-      paper: {mean: 89.05, std: 0.96, seeds: 10, source: ...}
+      paper: {mean: 89.05, std: 0.96, seeds: 10, source: ...}     # comparable: false if its protocol differs
       ours: {...}            written by ``reproduce --record``
 """
 

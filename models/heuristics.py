@@ -1,6 +1,7 @@
 r"""Link heuristics without parameters: the floor of every table.
 
-Sources: common neighbours, Newman 2001; "Friends and neighbors on the Web", Adamic and Adar 2003
+Sources: "Clustering and preferential attachment in growing networks", Newman 2001
+(https://doi.org/10.1103/PhysRevE.64.025102); "Friends and neighbors on the Web", Adamic and Adar 2003
 (https://doi.org/10.1016/S0378-8733(03)00009-1); "Predicting missing links via local information", Zhou, Lue
 and Zhang 2009 (https://arxiv.org/abs/0901.0553).
 

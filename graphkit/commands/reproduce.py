@@ -126,7 +126,9 @@ def _compare(recipe: Recipe, results: Sequence[Result]) -> tuple[dict[str, Any],
     paper = recipe.expected.get("paper")
     if paper is None:
         return row, False
-    short = 100 * mean < paper["mean"] - paper["std"]
     row["published"] = figure(paper["mean"], paper["std"])
+    if not paper.get("comparable", True):
+        return {**row, "verdict": "another protocol"}, False
+    short = 100 * mean < paper["mean"] - paper["std"]
     row["verdict"] = "below" if short else "above" if 100 * mean > paper["mean"] + paper["std"] else "equal"
     return row, short

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,6 +20,7 @@ from graphkit.recipes import default_recipe
 from graphkit.registry import DATASETS, MODELS, TASKS
 from graphkit.report import aggregate, format_table, plot_curves
 from graphkit.run import Run
+from graphkit.train.guard import replay
 from graphkit.train.loop import Trainer
 from graphkit.train.optim import build_optimizer
 from graphkit.train.result import Result
@@ -40,6 +42,8 @@ def train(argv: Sequence[str]) -> int:
     options, flags = _options().parse_known_args(_model_first(argv))
     if options.help:
         return _help(options.model, options.dataset)
+    if options.replay is not None:
+        return _replay(Path(options.replay), options)
     if options.resume is not None:
         return _resume(options, flags)
     seeds = parse_seeds(options.seeds) if options.seeds is not None else [options.seed]
@@ -149,6 +153,9 @@ def _options() -> Parser:
     parser.add_argument("--seeds", metavar="N|LIST", help="several runs: 10 means seeds 0 to 9; or 0,1,4-6")
     parser.add_argument("--config", metavar="FILE", help="YAML file in the form of a run's config.yaml")
     parser.add_argument("--resume", metavar="RUN", help="go on with this run; its configuration wins")
+    parser.add_argument(
+        "--replay", metavar="DIR", help="compute a dumped step (RUN/failures/...) again, without an update"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default auto)")
     parser.add_argument(
         "--data-root", default="data", metavar="DIR", help="folder of the data sets (default data)"
@@ -171,6 +178,20 @@ def _resume(options: argparse.Namespace, flags: Sequence[str]) -> int:
     config = _with_flags(stored, flags) if flags else stored
     run.check_same(config)
     run_once(config, run.folder.parent.parent, options.data_root, options.device, run)
+    return 0
+
+
+def _replay(folder: Path, options: argparse.Namespace) -> int:
+    try:
+        dump = json.loads((folder / "step.json").read_text())
+        config = RunConfig.from_dict(dump["config"])
+        epoch, step = int(dump["epoch"]), int(dump["step"])
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder} holds no dump of a step that can be read: {error}") from error
+    experiment = build(config, data_root=options.data_root, device=pick_device(options.device))
+    trainer = Trainer(experiment.model, experiment.task, config)
+    found = replay(trainer, epoch, step, folder / "model.safetensors")
+    print(json.dumps({"epoch": epoch, "step": step, **found}, indent=1))
     return 0
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -54,9 +56,14 @@ def predict(argv: Sequence[str]) -> int:
         raise UserError(f"--top is {options.top}; it must be at least 1")
     predictor = load(options.run, data_root=options.data_root, device=options.device)
     rows = (
-        _top(predictor, options.source, options.top) if options.source else _scores(predictor, options.pairs)
+        _scores(predictor, options.pairs)
+        if options.source is None
+        else _top(predictor, options.source, options.top)
     )
-    text = "\n".join(",".join(row) for row in [["source", "target", "logit", "probability"], *rows]) + "\n"
+    table = io.StringIO()
+    header = ["source", "target", "logit", "probability"]
+    csv.writer(table, lineterminator="\n").writerows([header, *rows])
+    text = table.getvalue()
     if options.out is None:
         print(text, end="")
     else:
@@ -112,12 +119,16 @@ def _read_pairs(path: Path, names: list[str] | None) -> list[tuple[int, int]]:
 
 
 def _is_node(text: str, index: dict[str, int] | None) -> bool:
-    return text in index if index is not None else text.lstrip("-").isdigit()
+    return text in index if index is not None else _is_id(text)
+
+
+def _is_id(text: str) -> bool:
+    return re.fullmatch(r"-?[0-9]+", text) is not None
 
 
 def _node(text: str, names: list[str] | None, where: str, index: dict[str, int] | None = None) -> int:
     if names is None:
-        if not text.lstrip("-").isdigit():
+        if not _is_id(text):
             raise UserError(f"{where}: '{text}' is no node id")
         return int(text)
     found = index.get(text) if index is not None else (names.index(text) if text in names else None)

@@ -137,7 +137,7 @@ class LinkTask(Task):
         if parts == 1:
             return batch
         half = batch.num_positives
-        take = torch.arange(index, half, parts, device=self.device)
+        take = torch.arange(min(index, half), half, parts, device=self.device)
         take = torch.cat([take, take + half])
         return LinkBatch(batch.graph, batch.edge_label_index[:, take], batch.edge_label[take], half)
 
