@@ -1,4 +1,4 @@
-"""NCN and NCNC written plainly: stock torch modules and operations, everything computed where it is asked for.
+"""NCN and NCNC written plainly: stock torch modules, everything computed where it is asked for.
 
 The baseline of ``benchmarks/ncn.py``. It computes the same functions as :mod:`graphkit.models.ncn` and
 :mod:`graphkit.models.ncnc`, but the way that they are usually written: dense features, the adjacency built

@@ -24,7 +24,7 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
     """
     known = sorted(options)
     close = min(known, key=lambda option: _edits(name, option), default="")
-    if close and _edits(name, close) <= max(1, len(close) // 3):
+    if close and _edits(name, close) <= max(1.5, len(close) // 3):
         return f"; did you mean '{close}'?"
     if not known:
         return ""
@@ -32,11 +32,20 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
     return f"; known: {shown}"
 
 
-def _edits(a: str, b: str) -> int:
-    """Returns how many insertions, deletions and replacements lead from one name to another (Levenshtein)."""
-    row = list(range(len(b) + 1))
+def _edits(a: str, b: str) -> float:
+    """Returns the cost of turning one name into another.
+
+    An inserted, deleted or replaced letter costs 1, two swapped neighbours 1.5: of two names equally far, the
+    one that a letter is missing from is the likelier (optimal string alignment distance otherwise).
+    """
+    before: list[float] = []
+    row: list[float] = [float(j) for j in range(len(b) + 1)]
     for i, x in enumerate(a, start=1):
-        diagonal, row[0] = row[0], i
+        last, before = before, row
+        row = [float(i)]
         for j, y in enumerate(b, start=1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (x != y))
+            cost = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (x != y))
+            if i > 1 and j > 1 and x == b[j - 2] and y == a[i - 2]:
+                cost = min(cost, last[j - 2] + 1.5)
+            row.append(cost)
     return row[-1]

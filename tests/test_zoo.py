@@ -40,7 +40,6 @@ WITHOUT_RECIPE = {
 }
 
 
-
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     """Tiny tensors gain nothing from threads."""

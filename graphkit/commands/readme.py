@@ -63,7 +63,9 @@ def zoo_table() -> str:
 def dataset_table() -> str:
     """Returns the table of data sets."""
     entries = [DATASETS.get(name) for name in DATASETS.names()]
-    rows = [{"name": f"`{e.name}`", "tasks": ", ".join(e.tasks), "what it is": plain(e.summary)} for e in entries]
+    rows = [
+        {"name": f"`{e.name}`", "tasks": ", ".join(e.tasks), "what it is": plain(e.summary)} for e in entries
+    ]
     return format_table(rows, style="markdown")
 
 
@@ -93,7 +95,9 @@ def results_table() -> str:
 def _published(paper: dict[str, Any] | None) -> str:
     if paper is None:
         return "-"
-    return figure(paper["mean"], paper["std"]) + ("" if paper.get("comparable", True) else " (other protocol)")
+    return figure(paper["mean"], paper["std"]) + (
+        "" if paper.get("comparable", True) else " (other protocol)"
+    )
 
 
 def _link(source: str) -> str:

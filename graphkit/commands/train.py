@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from graphkit.commands.parser import Parser
 from graphkit.config import RunConfig
 from graphkit.errors import UserError
 from graphkit.experiment import build, choose_task, pick_device
+from graphkit.logging import RunLogger
 from graphkit.parsing import make_parser, resolve
 from graphkit.recipes import default_recipe
 from graphkit.registry import DATASETS, MODELS, TASKS
@@ -22,7 +24,6 @@ from graphkit.report import aggregate, format_table, plot_curves
 from graphkit.run import Run
 from graphkit.train.guard import replay
 from graphkit.train.loop import Trainer
-from graphkit.train.optim import build_optimizer
 from graphkit.train.result import Result
 
 __all__ = ["parse_seeds", "run_once", "train"]
@@ -71,6 +72,7 @@ def run_once(
     run: Run | None = None,
     *,
     announce: bool = False,
+    tensorboard: bool = False,
 ) -> Result:
     """Trains a configuration, or goes on with a run of it, and stores everything in the run's folder.
 
@@ -81,16 +83,18 @@ def run_once(
         device: ``auto`` or a torch device.
         run: A run to go on with.
         announce: Print the configuration before training.
+        tensorboard: Write event files for TensorBoard into the run's folder as well.
 
     Raises:
         UserError: The run is in use, or what the configuration names can't be built; no new folder is left.
     """
     experiment = build(config, data_root=data_root, device=pick_device(device))
-    build_optimizer(experiment.model, config.optim)  # complains before a folder is made
+    Trainer(experiment.model, experiment.task, config)  # complains before a folder is made
     opened = run or Run.create(runs, config)
     if announce:
         print(yaml.safe_dump(config.to_dict(), sort_keys=False), flush=True)
-    result = Trainer(experiment.model, experiment.task, config, opened).fit()
+    logger = RunLogger(opened, tensorboard=tensorboard)
+    result = Trainer(experiment.model, experiment.task, config, opened, logger).fit()
     if result.epochs:
         plot_curves(opened)
     print(f"{result_line(result)}\n{opened.folder}", flush=True)
@@ -161,11 +165,22 @@ def _options() -> Parser:
         "--data-root", default="data", metavar="DIR", help="folder of the data sets (default data)"
     )
     parser.add_argument("--runs", default="runs", metavar="DIR", help="folder of the runs (default runs)")
+    parser.add_argument(
+        "--tensorboard",
+        action=argparse.BooleanOptionalAction,
+        default=importlib.util.find_spec("tensorboard") is not None,
+        help="event files in the run's folder (default: if TensorBoard is installed)",
+    )
     parser.add_argument("-h", "--help", action="store_true", help=argparse.SUPPRESS)
     return parser
 
 
 def _resume(options: argparse.Namespace, flags: Sequence[str]) -> int:
+    for flag in ("seeds", "config", "task_name"):
+        if getattr(options, flag) is not None:
+            raise UserError(
+                f"--{flag.replace('_', '-')} doesn't go with --resume: the run's configuration is stored"
+            )
     run = Run.open(options.resume)
     stored = run.config
     for key, given in (
@@ -177,7 +192,8 @@ def _resume(options: argparse.Namespace, flags: Sequence[str]) -> int:
             raise UserError(f"{key} is {getattr(stored, key)!r} in {run.folder} and can't become {given!r}")
     config = _with_flags(stored, flags) if flags else stored
     run.check_same(config)
-    run_once(config, run.folder.parent.parent, options.data_root, options.device, run)
+    runs = run.folder.parent.parent
+    run_once(config, runs, options.data_root, options.device, run, tensorboard=options.tensorboard)
     return 0
 
 
@@ -203,9 +219,11 @@ def _with_flags(stored: RunConfig, flags: Sequence[str]) -> RunConfig:
     given = {flag.split("=", 1)[0].removeprefix("--") for flag in flags if flag.startswith("--")}
     values = stored.to_dict()
     for name in given:
-        section, _, key = name.partition(".")
-        key = key.split(".", 1)[0]
-        values[section] = {**values[section], key: parsed[section][key]}
+        section, key, *item = name.split(".", 2)
+        new = parsed[section][key]
+        if item:  # one entry of a dictionary
+            new = {**values[section][key], item[0]: new[item[0]]}
+        values[section] = {**values[section], key: new}
     return replace(RunConfig.from_dict(values), seed=stored.seed)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,12 +13,21 @@ from torch import Tensor
 from graphkit.models.ncn import NCNPredictor
 from graphkit.models.ncn_ablation import NCNAblation
 from graphkit.models.ncnc import NCNCPredictor
-from graphkit.nn.pairs import Rows, merge_rows, pair_structure, pool, sample_rows
+from graphkit.nn.pairs import pair_structure, pool
 from graphkit.registry import MODELS
 from graphkit.sparse import CSRGraph
 
 NODES, WIDTH = 13, 6
 Weights = dict[int, Tensor | float]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tiny tensors gain nothing from threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -141,7 +151,9 @@ def test_ncn_has_the_gradients_of_its_formula(
     expected = over_pairs(lambda i, j: naive_ncn(predictor, states, near, i, j), pairs)
     found = predictor(states, graph, pairs)
     for ours, naive in zip(
-        torch.autograd.grad(found @ weight, inputs), torch.autograd.grad(expected @ weight, inputs), strict=True
+        torch.autograd.grad(found @ weight, inputs),
+        torch.autograd.grad(expected @ weight, inputs),
+        strict=True,
     ):
         torch.testing.assert_close(ours, naive)
 
@@ -212,7 +224,9 @@ def test_learnt_prior_has_the_gradients_of_its_formula(graph: CSRGraph, h: Tenso
         torch.testing.assert_close(a, b)
 
 
-def test_no_gradient_flows_through_the_score_of_a_candidate(graph: CSRGraph, h: Tensor, pairs: Tensor) -> None:
+def test_no_gradient_flows_through_the_score_of_a_candidate(
+    graph: CSRGraph, h: Tensor, pairs: Tensor
+) -> None:
     predictor, near, states = ncnc(), neighbours(graph), h.clone().requires_grad_()
     expected = over_pairs(lambda i, j: naive_ncnc(predictor, states, near, i, j, 1), pairs).sum()
     ours = torch.autograd.grad(predictor(states, graph, pairs).sum(), states)[0]
@@ -265,69 +279,21 @@ def test_dropout_may_be_switched_off_while_candidates_are_scored(
 # --- Samples -----------------------------------------------------------------------------------------------
 
 
-def rows_of(lengths: list[int]) -> Rows:
-    ptr = torch.tensor([0, *lengths]).cumsum(0)
-    node = torch.cat([torch.arange(n, dtype=torch.int32) for n in lengths])
-    return Rows(ptr, node)
-
-
-@pytest.mark.parametrize("replace", [False, True])
-def test_sample_of_a_row_is_unbiased(replace: bool) -> None:
-    rows = rows_of([9] * 20000)
-    x = torch.randn(9, 3, dtype=torch.float64)
-    sample = sample_rows(rows, 4, torch.arange(20000), replace=replace)
-    sample = sample._replace(weight=sample.weight.double())
-    sums = pool(sample, x)
-    error = (sums.mean(0) - x.sum(0)).abs() / (sums.std(0) / 20000**0.5)
-    assert (error < 5).all()
-
-
-@pytest.mark.parametrize("replace", [False, True])
-def test_sample_weights_of_a_row_add_up_to_its_length(replace: bool) -> None:
-    rows = rows_of([9, 3, 30, 0, 4])
-    sample = sample_rows(rows, 4, torch.arange(5), replace=replace)
-    sums = pool(sample, torch.ones(30, 1)).squeeze(1)
-    torch.testing.assert_close(sums, rows.lengths().float())
-
-
-def test_sample_without_replacement_has_the_asked_number_of_distinct_nodes() -> None:
-    sample = sample_rows(rows_of([9, 3, 30, 0, 4]), 4, torch.arange(5))
-    assert sample.lengths().tolist() == [4, 3, 4, 0, 4]
-    for row in range(5):
-        part = sample.slice(row, row + 1).node
-        assert part.unique().numel() == part.numel()
-        assert torch.equal(part, part.sort().values)
-
-
-@pytest.mark.parametrize("replace", [False, True])
-def test_seed_decides_a_sample_row_by_row(replace: bool) -> None:
-    rows, seed = rows_of([50, 60, 70]), torch.tensor([5, 6, 7])
-    whole = sample_rows(rows, 8, seed, replace=replace)
-    alone = sample_rows(rows.slice(1, 2), 8, seed[1:2], replace=replace)
-    assert torch.equal(whole.slice(1, 2).node, alone.node)
-    assert torch.equal(whole.slice(1, 2).weight, alone.weight)
-    other = sample_rows(rows, 8, seed + 1, replace=replace)
-    assert whole.node.tolist() != other.node.tolist()
-
-
-def test_short_rows_are_left_as_they_are() -> None:
-    rows = rows_of([3, 0, 4])
-    assert sample_rows(rows, 4, torch.arange(3)) is rows
-
-
 @pytest.mark.parametrize("parity", [False, True])
 def test_sums_over_samples_centre_on_the_full_sum(graph: CSRGraph, h: Tensor, parity: bool) -> None:
     predictor = ncnc(max_common=1, max_candidates_train=2, parity=parity).train()
-    pairs, draws = torch.tensor([[0, 0], [3, 5]]), 400
+    pairs, draws = torch.tensor([[0, 0], [3, 5]]), 250
     samples = [predictor._structure(graph, pairs, 1, keep_inner=False) for _ in range(draws)]
     full = ncnc(parity=parity).structure(graph, pairs)
+    moved = False
     for part in ("common", "only_i", "only_j"):
         rows = [getattr(sample, part) for sample in samples]
         weighted = [r if r.weight is None else r._replace(weight=r.weight.double()) for r in rows]
         sums = torch.stack([pool(r, h) for r in weighted])  # [draws, 2, H]
         error = (sums.mean(0) - pool(getattr(full, part), h)).abs()
         assert (error <= 5 * sums.std(0) / draws**0.5 + 1e-9).all(), part
-    assert sums.std(0).any()
+        moved |= bool(sums.std(0).any())
+    assert moved
 
 
 def test_samples_of_evaluation_are_the_same_every_time(graph: CSRGraph, h: Tensor, pairs: Tensor) -> None:
@@ -339,18 +305,6 @@ def test_limits_beyond_every_degree_change_nothing(graph: CSRGraph, h: Tensor, p
     predictor, limited = ncnc(), ncnc(max_common=NODES, max_candidates_eval=NODES)
     limited.load_state_dict(predictor.state_dict())
     torch.testing.assert_close(limited(h, graph, pairs), predictor(h, graph, pairs))
-
-
-def test_merged_rows_hold_the_entries_of_each_list_row_by_row() -> None:
-    first = Rows(torch.tensor([0, 2, 2, 3]), torch.tensor([4, 7, 1], dtype=torch.int32))
-    second = Rows(
-        torch.tensor([0, 0, 2, 3]), torch.tensor([5, 6, 0], dtype=torch.int32), torch.tensor([0.5, 2.0, 3.0])
-    )
-    both = merge_rows(first, second)
-    assert both.ptr.tolist() == [0, 2, 4, 6]
-    assert both.node.tolist() == [4, 7, 5, 6, 1, 0]
-    assert both.weight.tolist() == [1.0, 1.0, 0.5, 2.0, 1.0, 3.0]
-    assert merge_rows(first, first).weight is None
 
 
 def test_differences_list_the_neighbours_of_one_end_alone(graph: CSRGraph, pairs: Tensor) -> None:
@@ -410,7 +364,9 @@ def test_gae_cnc_completes_the_count(graph: CSRGraph, h: Tensor, pairs: Tensor) 
         torch.testing.assert_close(predictor(h, graph, pairs), over_pairs(formula, pairs))
 
 
-def second_branch(predictor: Any, h: Tensor, i: int, j: int, common: set[int], second: list[set[int]]) -> Tensor:
+def second_branch(
+    predictor: Any, h: Tensor, i: int, j: int, common: set[int], second: list[set[int]]
+) -> Tensor:
     x = node_states(predictor, h)
     z = weighted_sum(dict.fromkeys(common, 1.0), x)
     w = sum((weighted_sum(dict.fromkeys(part, 1.0), x) for part in second), torch.zeros(WIDTH).double())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,6 +16,15 @@ from graphkit.sparse import CSRGraph, SparseRows
 NODES, FEATURES, WIDTH = 11, 7, 5
 WEIGHTED = ("gcn", "sage", "gin", "max")
 PURE = ("puregcn", "puresum", "puremean", "puremax")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tiny tensors gain nothing from threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

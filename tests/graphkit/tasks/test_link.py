@@ -86,7 +86,9 @@ def test_edges_of_a_batch_are_taken_out_in_both_directions() -> None:
 def test_smaller_graph_equals_one_built_from_the_remaining_edges() -> None:
     links = task()
     batch = links.batch(0, 0)
-    remaining = links.train_edges[:, [p not in both_ways(positives(batch)) for p in map(tuple, links.train_edges.t().tolist())]]
+    remaining = links.train_edges[
+        :, [p not in both_ways(positives(batch)) for p in map(tuple, links.train_edges.t().tolist())]
+    ]
     built = CSRGraph.from_edge_index(remaining, NODES)
     assert torch.equal(batch.graph.rowptr, built.rowptr)
     assert torch.equal(batch.graph.col, built.col)
@@ -190,8 +192,14 @@ def test_shards_part_a_batch(parts: int) -> None:
     links = task()
     batch = links.batch(0, 0)
     shards = [links.shard(batch, index, parts) for index in range(parts)]
-    rows = sorted((*p, y) for s in shards for p, y in zip(s.edge_label_index.t().tolist(), s.edge_label.tolist(), strict=True))
-    assert rows == sorted((*p, y) for p, y in zip(batch.edge_label_index.t().tolist(), batch.edge_label.tolist(), strict=True))
+    rows = sorted(
+        (*p, y)
+        for s in shards
+        for p, y in zip(s.edge_label_index.t().tolist(), s.edge_label.tolist(), strict=True)
+    )
+    assert rows == sorted(
+        (*p, y) for p, y in zip(batch.edge_label_index.t().tolist(), batch.edge_label.tolist(), strict=True)
+    )
     assert all(shard.num_positives == batch.num_positives for shard in shards)
 
 
@@ -313,7 +321,12 @@ def test_no_pairs_have_no_scores() -> None:
 def test_top_lists_new_neighbours_best_first(source: int) -> None:
     links, net = task(), model()
     node, logit = links.top(net, source, 5)
-    known = {j for part in links.benchmark.splits.values() for i, j in both_ways(part["pos_edge_label_index"]) if i == source}
+    known = {
+        j
+        for part in links.benchmark.splits.values()
+        for i, j in both_ways(part["pos_edge_label_index"])
+        if i == source
+    }
     assert known.isdisjoint(node.tolist())
     assert source not in node
     assert logit.tolist() == sorted(logit.tolist(), reverse=True)
@@ -322,7 +335,12 @@ def test_top_lists_new_neighbours_best_first(source: int) -> None:
 
 def test_top_lists_all_new_neighbours_where_there_are_fewer_than_asked() -> None:
     links = task()
-    known = {j for part in links.benchmark.splits.values() for i, j in both_ways(part["pos_edge_label_index"]) if i == 3}
+    known = {
+        j
+        for part in links.benchmark.splits.values()
+        for i, j in both_ways(part["pos_edge_label_index"])
+        if i == 3
+    }
     assert set(links.top(model(), 3, 1000)[0].tolist()) == set(range(NODES)) - known - {3}
 
 
