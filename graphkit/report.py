@@ -13,7 +13,7 @@ from graphkit.errors import UserError
 from graphkit.files import atomic_write
 from graphkit.run import Run
 
-__all__ = ["Summary", "aggregate", "figure", "format_table", "plot_curves"]
+__all__ = ["Summary", "aggregate", "display_scale", "figure", "format_table", "plot_curves"]
 
 Summary = dict[str, dict[str, tuple[float, float]]]
 """``summary["test"]["hits@100"]`` is the mean and the unbiased deviation over seeds."""
@@ -159,6 +159,12 @@ def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def display_scale(maximize: bool) -> float:
+    """Returns what tables multiply a metric by: scores are shares, shown in percent; errors stay as is."""
+    return 100.0 if maximize else 1.0
+
+
 def figure(mean: float, std: float) -> str:
-    """Returns a result as papers print it: ``89.05 ± 0.96``, or the mean alone for a single seed."""
-    return f"{mean:.2f} ± {std:.2f}" if math.isfinite(std) else f"{mean:.2f}"
+    """Returns a result as papers print it, ``89.05 ± 0.96``; of a single seed the value alone."""
+    digits = 2 if abs(mean) >= 1 else 4
+    return f"{mean:.{digits}f} ± {std:.{digits}f}" if math.isfinite(std) else f"{mean:.{digits}f}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shlex
 import statistics
 import time
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from graphkit.errors import UserError
 from graphkit.files import atomic_write
 from graphkit.parsing import recipe_config
 from graphkit.recipes import Recipe, all_recipes, matching_recipes, recipe_file
-from graphkit.report import aggregate, figure, format_table
+from graphkit.report import aggregate, display_scale, figure, format_table
 from graphkit.run import Run
 from graphkit.train.result import Result
 
@@ -53,7 +52,8 @@ def reproduce(argv: Sequence[str]) -> int:
         rows.append(row)
         missed |= short
         if options.record:
-            record(recipe, results, shlex.join(["python", "scripts/reproduce.py", *argv]))
+            seeds_flag = f" --seeds {options.seeds}" if options.seeds else ""
+            record(recipe, results, f"python scripts/reproduce.py {recipe.name}{seeds_flag}")
     print(format_table(rows))
     return int(missed)
 
@@ -88,14 +88,15 @@ def _measured(results: Sequence[Result], command: str) -> dict[str, Any]:
     metric = results[0].metric
     summary = aggregate([r.to_dict() for r in results])
     test, valid = summary["test"][metric], summary["valid"][metric]
+    scale = display_scale(results[0].maximize)
     epoch_seconds = [r.seconds_per_epoch for r in results if r.seconds_per_epoch is not None]
     return {
-        "mean": round(test[0] * 100, 2),
-        "std": round(test[1] * 100, 2),
-        "valid_mean": round(valid[0] * 100, 2),
-        "valid_std": round(valid[1] * 100, 2),
+        "mean": round(test[0] * scale, 4),
+        "std": round(test[1] * scale, 4),
+        "valid_mean": round(valid[0] * scale, 4),
+        "valid_std": round(valid[1] * scale, 4),
         "seeds": [r.seed for r in results],
-        "per_seed": [round(r.test[metric] * 100, 2) for r in results],
+        "per_seed": [round(r.test[metric] * scale, 4) for r in results],
         "seconds_per_epoch": round(statistics.median(epoch_seconds), 3) if epoch_seconds else None,
         "seconds_per_run": round(statistics.median(r.seconds for r in results), 1),
         "command": command,
@@ -114,14 +115,14 @@ def _result(config: RunConfig, options: Any) -> Result:
 
 
 def _compare(recipe: Recipe, results: Sequence[Result]) -> tuple[dict[str, Any], bool]:
-    """Returns a table row, and whether the mean lies more than one published deviation below."""
-    metric = results[0].metric
-    mean, std = aggregate([result.to_dict() for result in results])["test"][metric]
+    """Returns a table row, and whether the mean is worse than published by more than its deviation."""
+    metric, scale = results[0].metric, display_scale(results[0].maximize)
+    mean, std = (scale * value for value in aggregate([r.to_dict() for r in results])["test"][metric])
     row: dict[str, Any] = {
         "recipe": recipe.name,
         "seeds": len(results),
-        "metric": f"{metric}, %",
-        "ours": figure(100 * mean, 100 * std),
+        "metric": f"{metric}, %" if scale == 100 else metric,
+        "ours": figure(mean, std),
     }
     paper = recipe.expected.get("paper")
     if paper is None:
@@ -129,6 +130,6 @@ def _compare(recipe: Recipe, results: Sequence[Result]) -> tuple[dict[str, Any],
     row["published"] = figure(paper["mean"], paper["std"])
     if not paper.get("comparable", True):
         return {**row, "verdict": "another protocol"}, False
-    short = 100 * mean < paper["mean"] - paper["std"]
-    row["verdict"] = "below" if short else "above" if 100 * mean > paper["mean"] + paper["std"] else "equal"
-    return row, short
+    gain = mean - paper["mean"] if results[0].maximize else paper["mean"] - mean
+    row["verdict"] = "worse" if gain < -paper["std"] else "better" if gain > paper["std"] else "equal"
+    return row, gain < -paper["std"]

@@ -48,7 +48,7 @@ def test_reproduce_compares_with_the_published_figure(call: Call, tmp_path: Path
     assert done.code == 0
     assert len(run_folders(tmp_path / "runs")) == 2
     assert "1.00 ± 0.50" in done.out
-    assert re.search(r"\b(above|equal)\b", done.out)
+    assert re.search(r"\b(better|equal)\b", done.out)
     assert tiny_recipe.read_text() == before
 
 
@@ -88,4 +88,4 @@ def test_reproduce_fails_where_the_result_falls_short(call: Call, tmp_path: Path
     recipe.expected["paper"]["mean"] = 120.0
     done = call("reproduce", "ncn/digits", "--runs", tmp_path / "runs", "--seeds", "1", "--device", "cpu")
     assert done.code == 1
-    assert "below" in done.out
+    assert "worse" in done.out
