@@ -25,6 +25,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from graphkit.kernels import pair_product
 from graphkit.models.ncn import PAPER, NCNPredictor, NodeStates
 from graphkit.nn.encoder import ConvName, GraphEncoder, drop_edges
 from graphkit.nn.link import LinkModel
@@ -199,7 +200,7 @@ class NCNCPredictor(NCNPredictor):
         if self.prior_mlp is None:
             return self.ceiling * torch.sigmoid(odds + math.log(self.prior))
         h = nodes.h
-        prior = self.prior_mlp(h.index_select(0, pairs[0]) * h.index_select(0, pairs[1])).squeeze(-1)  # [B]
+        prior = self.prior_mlp(pair_product(h, pairs)).squeeze(-1)  # [B]
         owner = torch.cat([only_i.owner(), only_j.owner()])
         return self.ceiling * torch.sigmoid(odds + prior.log()[owner])
 

@@ -9,6 +9,7 @@ from graphkit.kernels.overlap import (
     overlap_pool,
     overlap_pool_torch,
 )
+from graphkit.kernels.pair_product import pair_product, pair_product_torch
 from graphkit.kernels.spmm import sddmm, sddmm_torch, spmm, spmm_torch, transpose_csr, transpose_csr_torch
 
 __all__ = [
@@ -19,6 +20,8 @@ __all__ = [
     "overlap_count_torch",
     "overlap_pool",
     "overlap_pool_torch",
+    "pair_product",
+    "pair_product_torch",
     "sddmm",
     "sddmm_torch",
     "spmm",

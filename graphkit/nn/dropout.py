@@ -102,7 +102,7 @@ def norm_dropout_relu(
         )
     if not training or p == 0 or x.device.type != "cpu":
         y = F.layer_norm(x, x.shape[-1:], weight.to(x.dtype), bias.to(x.dtype), eps).to(x.dtype)
-        return F.relu(F.dropout(y, p, training))
+        return F.relu(F.dropout(y, p, training), inplace=True)
     work = _working(x)
     y = kernel.norm_dropout_relu(work, weight.to(work.dtype), bias.to(work.dtype), _seed(seed), p, eps)
     return y.to(x.dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from graphkit.kernels import pair_product
 from graphkit.nn.checks import require_positive, require_rate
 from graphkit.nn.dropout import DropoutReLU, NormDropoutReLU
 from graphkit.nn.encoder import GraphEncoder
@@ -75,7 +76,7 @@ class PairPredictor(nn.Module):
 
     def pair_branch(self, h: Tensor, pairs: Tensor) -> Tensor:
         """Returns ``pair_mlp(h_i * h_j)``, ``[B, H]``."""
-        return self.pair_mlp(h.index_select(0, pairs[0]) * h.index_select(0, pairs[1]))
+        return self.pair_mlp(pair_product(h, pairs))
 
 
 class LinkModel(nn.Module):
