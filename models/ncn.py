@@ -110,8 +110,8 @@ class NCNPredictor(PairPredictor):
         return self._combine(self._nodes(h, structure.common), pairs, structure.common)
 
     def _combine(self, nodes: NodeStates, pairs: Tensor, rows: Rows) -> Tensor:
-        common = self._pooled_branch(self.common_mlp, rows, nodes)
-        return self.head(torch.addcmul(self.pair_branch(nodes.h, pairs), self.beta, common)).squeeze(-1)
+        total = self.pair_branch(nodes.h, pairs)
+        return self.head(self._add_pooled(total, self.beta, self.common_mlp, rows, nodes)).squeeze(-1)
 
     def _nodes(self, h: Tensor, *rows: Rows) -> NodeStates:
         """Computes x = h + node_mlp(h) where it is pooled; everywhere if ``rows`` is empty."""
@@ -128,8 +128,13 @@ class NCNPredictor(PairPredictor):
                 return NodeStates(h, chosen + self.node_mlp(chosen), local)
         return NodeStates(h, h + self.node_mlp(h), None)
 
-    def _pooled_branch(self, mlp: nn.Sequential, rows: Rows, nodes: NodeStates) -> Tensor:
-        """Returns mlp(z), ``[B, H]``, doing for empty rows only what differs between them."""
+    def _add_pooled(
+        self, total: Tensor, weight: Tensor, mlp: nn.Sequential, rows: Rows, nodes: NodeStates
+    ) -> Tensor:
+        """Returns total + weight * mlp(z), ``[B, H]``; ``total`` may be overwritten where no gradient flows.
+
+        Most rows are empty, so z = 0 there: they are done together as far as nothing tells them apart.
+        """
         if nodes.local is not None:
             rows = rows._replace(node=nodes.local[rows.node.long()])
         index, z = pool_rows(rows, nodes.x)  # [R], [R, H]
@@ -137,12 +142,17 @@ class NCNPredictor(PairPredictor):
         assert isinstance(first, nn.Linear)
         hidden = first(self._pooled(z))
         if index.numel() == rows.num_rows:
-            return rest(hidden)
+            return torch.addcmul(total, weight, rest(hidden))
         nothing = first.bias.to(hidden.dtype).unsqueeze(0)  # first(0), of every empty row
-        if self.training and self.has_dropout:
-            return rest(nothing.expand(rows.num_rows, -1).index_copy(0, index, hidden))
-        both = rest(torch.cat([nothing, hidden]))
-        return both[:1].expand(rows.num_rows, -1).index_copy(0, index, both[1:])
+        if self.training and self.has_dropout:  # which does tell them apart
+            return torch.addcmul(
+                total, weight, rest(nothing.expand(rows.num_rows, -1).index_copy(0, index, hidden))
+            )
+        both = weight * rest(torch.cat([nothing, hidden]))  # [1 + R, H]
+        extra = (both[1:] - both[:1]).to(total.dtype)
+        if torch.is_grad_enabled():
+            return (total + both[:1]).to(total.dtype).index_add(0, index, extra)
+        return total.add_(both[:1]).index_add_(0, index, extra)
 
     def _pooled(self, z: Tensor) -> Tensor:
         """What becomes of a pooled sum before its MLP; must keep 0 at 0."""

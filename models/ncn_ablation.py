@@ -87,9 +87,12 @@ class _TwoBranches(NCNPredictor):
         assert structure.only_i is not None and structure.only_j is not None
         second = merge_rows(structure.only_i, structure.only_j)
         nodes = self._nodes(h, structure.common, second)
-        common = self._pooled_branch(self.common_mlp, structure.common, nodes)
-        both = torch.addcmul(self.pair_branch(h, pairs), self.beta, common)
-        return self.head(both + self._pooled_branch(self.second_mlp, second, nodes)).squeeze(-1)
+        both = self._add_pooled(
+            self.pair_branch(h, pairs), self.beta, self.common_mlp, structure.common, nodes
+        )
+        return self.head(
+            self._add_pooled(both, torch.ones_like(self.beta), self.second_mlp, second, nodes)
+        ).squeeze(-1)
 
 
 class _Differences(_TwoBranches):
