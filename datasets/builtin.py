@@ -9,15 +9,11 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from graphkit.data import Benchmark, DataSpec
-from graphkit.datasets.splits import (
-    link_benchmark,
-    random_link_split,
-    stratified_node_split,
-    undirected_edges,
-)
+from graphkit.datasets.splits import link_benchmark, random_link_split, stratified_node_split
 from graphkit.errors import UserError
 from graphkit.evaluation.metrics import NodeEvaluator
 from graphkit.registry import register_dataset
+from graphkit.sparse import undirected_edges
 
 __all__ = ["load_digits", "nearest_neighbours"]
 

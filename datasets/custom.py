@@ -11,8 +11,6 @@ Edges are two columns of node names or numbers, CSV, TSV or separated by blanks,
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,26 +22,18 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from graphkit.data import Benchmark, DataSpec, Processed, cached, row_normalized
-from graphkit.datasets.splits import (
-    link_benchmark,
-    random_link_split,
-    stratified_node_split,
-    undirected_edges,
-)
+from graphkit.datasets.splits import link_benchmark, random_link_split, stratified_node_split
 from graphkit.errors import UserError
 from graphkit.evaluation.metrics import NodeEvaluator
 from graphkit.files import sha256
 from graphkit.registry import register_dataset
+from graphkit.sparse import undirected_edges
+from graphkit.tables import is_id, is_number, read_pairs, read_rows
 
 __all__ = ["load_custom", "read_graph"]
 
-_COLUMN_NAMES = {
-    *("source", "target", "src", "dst", "from", "to", "head", "tail", "node", "id", "node_id", "nodeid"),
-    *("node1", "node2", "node_1", "node_2", "id1", "id2", "id_1", "id_2", "fromnodeid", "tonodeid"),
-    *("label", "class", "y"),
-}
-
-_Row = tuple[int, list[str]]
+_NODE_NAMES = {"node", "id", "node_id", "nodeid", "name"}
+_LABEL_NAMES = {"label", "class", "target", "y"}
 
 
 @dataclass
@@ -70,62 +60,12 @@ class _Graph:
 # --- Tables -----------------------------------------------------------------------------------------------
 
 
-def _rows(path: Path) -> Iterator[_Row]:
-    """Yields line number and stripped cells of each row; skips empty lines and comments (# or %)."""
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            first = next((line for line in file if line.strip() and line[0] not in "#%"), "")
-            mark = next((mark for mark in "\t,;" if mark in first), None)
-            file.seek(0)
-            if mark is None:
-                for number, line in enumerate(file, 1):
-                    if line.strip() and line[0] not in "#%":
-                        yield number, line.split()
-                return
-            reader = csv.reader(file, delimiter=mark, strict=True)
-            for cells in reader:
-                cells = [cell.strip() for cell in cells]
-                if any(cells) and cells[0][:1] not in ("#", "%"):
-                    yield reader.line_num, cells
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} isn't UTF-8 text: {error}") from error
-    except csv.Error as error:
-        raise UserError(f"{path} isn't a proper table: {error} (line {reader.line_num})") from error
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
-
-
-def _is_id(cell: str) -> bool:
-    return cell.isascii() and cell.isdecimal()
-
-
 def _edge_rows(path: Path) -> tuple[list[str], list[str]]:
-    """Reads two columns of names, without the header if there is one."""
-    rows = list(_rows(path))
-    for number, cells in rows:
-        if len(cells) != 2 or not all(cells):
-            raise UserError(
-                f"{path}, line {number}: {len(cells)} columns ({', '.join(cells)[:60]}); an edge is two "
-                "non-empty ones, its nodes"
-                if len(cells) != 2
-                else f"{path}, line {number}: an end of the edge is empty"
-            )
+    """Reads two columns of names."""
+    rows = read_pairs(path)
     if not rows:
         raise UserError(f"{path} lists no edges")
-    head = rows[0][1]
-    named = all(cell.lower().replace(" ", "_") in _COLUMN_NAMES for cell in head)
-    numbered = all(_is_id(cell) for _, cells in rows[1:] for cell in cells)
-    if len(rows) > 1 and not all(map(_is_id, head)) and (named or (numbered and not any(map(_is_id, head)))):
-        rows = rows[1:]
-    return [cells[0] for _, cells in rows], [cells[1] for _, cells in rows]
+    return [row.cells[0] for row in rows], [row.cells[1] for row in rows]
 
 
 def _feature_rows(path: Path) -> tuple[list[str], NDArray[np.float32]]:
@@ -133,12 +73,12 @@ def _feature_rows(path: Path) -> tuple[list[str], NDArray[np.float32]]:
     names: dict[str, int] = {}
     values: list[list[float]] = []
     width = 0
-    for at, (number, cells) in enumerate(_rows(path)):
+    for at, (number, cells) in enumerate(read_rows(path)):
         if at == 0:
             width = len(cells)
             if width < 2:
                 raise UserError(f"{path}, line {number}: one column; a node and its features were expected")
-            if not any(map(_is_number, cells[1:])):
+            if not any(map(is_number, cells[1:])):
                 continue  # the header
         if len(cells) != width:
             raise UserError(f"{path}, line {number}: {len(cells)} columns; the first row has {width}")
@@ -160,12 +100,12 @@ def _feature_rows(path: Path) -> tuple[list[str], NDArray[np.float32]]:
 def _label_rows(path: Path) -> dict[str, str]:
     """Reads the label of each named node."""
     labels: dict[str, str] = {}
-    for at, (number, cells) in enumerate(_rows(path)):
+    for at, (number, cells) in enumerate(read_rows(path)):
         if len(cells) != 2:
             raise UserError(
                 f"{path}, line {number}: {len(cells)} columns; a node and its label were expected"
             )
-        if at == 0 and all(cell.lower() in _COLUMN_NAMES for cell in cells):
+        if at == 0 and cells[0].lower() in _NODE_NAMES and cells[1].lower() in _LABEL_NAMES:
             continue
         if cells[0] in labels:
             raise UserError(f"{path}, line {number}: node '{cells[0]}' has a label already")
@@ -234,11 +174,11 @@ def _read_edges(path: Path, features: Path | None) -> _Graph:
     assert source is not None
     assert target is not None
     if x is not None:  # rows of an array: nodes must be their numbers
-        if not all(map(_is_id, source + target)):
+        if not all(map(is_id, source + target)):
             raise UserError(f"{path} names its nodes, {features} numbers them: give features as a table")
         return _numbered(np.array([source, target], dtype=np.int64), x, path, features)
     distinct = {*source, *target}
-    names = sorted(distinct, key=int) if all(map(_is_id, distinct)) else sorted(distinct)
+    names = sorted(distinct, key=int) if all(map(is_id, distinct)) else sorted(distinct)
     index = {name: at for at, name in enumerate(names)}
     numbers = np.array([[index[name] for name in side] for side in (source, target)], dtype=np.int64)
     return _Graph(numbers, None if names == _counted(len(names)) else names, len(names))
@@ -276,7 +216,7 @@ def _add_labels(graph: _Graph, path: Path) -> None:
         index = {name: at for at, name in enumerate(names)}
         at = _positions(list(labels), index, path, Path("the graph"))
         distinct = set(labels.values())
-        graph.classes = sorted(distinct, key=int) if all(map(_is_id, distinct)) else sorted(distinct)
+        graph.classes = sorted(distinct, key=int) if all(map(is_id, distinct)) else sorted(distinct)
         number = {name: i for i, name in enumerate(graph.classes)}
         y[at] = [number[label] for label in labels.values()]
     graph.y = y
@@ -362,7 +302,7 @@ def load_custom(
     for path in paths.values():
         if not path.is_file():
             raise UserError(f"there is no file {path}")
-    key = "custom/1/" + "/".join(f"{name}{path.suffix}={sha256(path)}" for name, path in paths.items())
+    key = "custom/2/" + "/".join(f"{name}{path.suffix}={sha256(path)}" for name, path in paths.items())
     read = cached(
         Path(root) / "custom",
         key,

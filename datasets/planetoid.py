@@ -4,7 +4,8 @@ Link prediction uses the random 70/10/20 split of Neural Common Neighbor (arXiv:
 node classification the public split of 20 labels a class, 500 validation and 1,000 test nodes.
 
 The raw files are Python 2 pickles from elsewhere. They are read by an unpickler that knows arrays, sparse
-matrices, lists and dictionaries and can name nothing else, so nothing in them is ever run.
+matrices, lists and dictionaries and can name nothing else, so nothing in them is ever run. What they hold is
+kept in ``<root>/<name>/processed``, and they aren't read again until one of them changes.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch_geometric.data import Data
 
-from graphkit.data import Benchmark, DataSpec, Split, row_normalized
-from graphkit.datasets.splits import link_benchmark, ncn_link_split, random_link_split, undirected_edges
+from graphkit.data import Benchmark, DataSpec, Processed, Split, cached, row_normalized
+from graphkit.datasets.splits import link_benchmark, ncn_link_split, random_link_split
 from graphkit.errors import UserError, did_you_mean
 from graphkit.evaluation.metrics import NodeEvaluator
 from graphkit.files import fetch, sha256
 from graphkit.registry import register_dataset
+from graphkit.sparse import undirected_edges
 
 __all__ = ["load_citeseer", "load_cora", "load_pubmed", "read_planetoid"]
 
@@ -219,22 +221,23 @@ def read_planetoid(folder: str | Path, name: str) -> dict[str, Tensor]:
     return parts
 
 
-def _raw_folder(root: Path, name: str) -> Path:
-    """Returns the first folder that has all raw files, else the one that they were fetched to."""
+def _raw_files(root: Path, name: str) -> dict[Path, str]:
+    """Returns the raw files with their hashes: those of the first folder that has all, else fetched ones."""
     files = [f"ind.{name}.{part}" for part in PARTS]
     titles = {"cora": "Cora", "citeseer": "CiteSeer", "pubmed": "PubMed"}
     folders = [root / name / "raw", root / titles[name] / "raw", root / name.capitalize() / "raw"]
     folders += [root / "planetoid" / name / "raw", root / "raw", root]
     for folder in folders:
         if all((folder / file).is_file() for file in files):
-            for file in files:
-                if file in SHA256 and sha256(folder / file) != SHA256[file]:
-                    warnings.warn(f"{folder / file} differs from the published file", stacklevel=4)
-            return folder
+            hashes = {folder / file: sha256(folder / file) for file in files}
+            for path, found in hashes.items():
+                if found != SHA256.get(path.name, found):
+                    warnings.warn(f"{path} differs from the published file", stacklevel=4)
+            return hashes
     for file in files:
         hint = f"(and the rest of ind.{name}.*), or use the data set 'digits', which needs no download"
         fetch(f"{URL}/{file}", folders[0] / file, SHA256.get(file), hint=hint)
-    return folders[0]
+    return {folders[0] / file: sha256(folders[0] / file) for file in files}
 
 
 def _load(
@@ -247,8 +250,13 @@ def _load(
     test_ratio: float,
     normalize_features: bool,
 ) -> Benchmark:
-    folder = _raw_folder(root, name)
-    parts = read_planetoid(folder, name)
+    hashes = _raw_files(root, name)
+    folder = next(iter(hashes)).parent
+    parts = cached(
+        root / name / "processed",
+        f"{name}/1/" + "/".join(hashes.values()),
+        lambda: Processed(read_planetoid(folder, name), {}),
+    ).tensors
     x = row_normalized(parts["x"]) if normalize_features else parts["x"]
     num_nodes = x.size(0)
     edges = undirected_edges(parts["edge_index"], num_nodes)

@@ -24,7 +24,6 @@ __all__ = [
     "ncn_link_split",
     "random_link_split",
     "stratified_node_split",
-    "undirected_edges",
 ]
 
 
@@ -57,23 +56,6 @@ class LinkSplit:
     def counts(self) -> dict[str, int]:
         """Returns the size of each part."""
         return {name: int(getattr(self, name).size(1)) for name in self.__dataclass_fields__}
-
-
-def undirected_edges(edge_index: Tensor, num_nodes: int) -> Tensor:
-    """Returns each edge once, smaller end first, sorted; self loops and repetitions are dropped.
-
-    Args:
-        edge_index: ``[2, E]`` int64.
-        num_nodes: N.
-
-    Returns:
-        ``[2, M]`` int64.
-    """
-    low, high = torch.minimum(*edge_index), torch.maximum(*edge_index)
-    proper = low != high
-    key = torch.unique(low[proper] * num_nodes + high[proper])
-    n = max(num_nodes, 1)
-    return torch.stack([key // n, key % n])
 
 
 def _sorted(pairs: Tensor, num_nodes: int) -> Tensor:
@@ -133,8 +115,8 @@ def ncn_link_split(edges: Tensor, num_nodes: int, seed: int) -> LinkSplit:
     3. shuffle the pool; its last half is the validation set, the first half joins training.
 
     So validation has twice as many negatives as positives. The authors' environment (PyG 2.2) lists edges
-    sorted by their smaller end, as :func:`undirected_edges` does; later versions of PyG sort by the larger
-    one, which gives another, equally good split for the same seed.
+    sorted by their smaller end, as :func:`~graphkit.sparse.undirected_edges` does; later versions of PyG sort
+    by the larger one, which gives another, equally good split for the same seed.
 
     Args:
         edges: ``[2, M]`` int64, each undirected edge once, smaller end first. Their order matters.

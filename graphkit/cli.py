@@ -6,7 +6,7 @@ error and exit code 2; ``--debug`` before or after the command shows the traceba
 
 from __future__ import annotations
 
-import logging
+import errno
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -28,6 +28,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "readme": ("graphkit.commands.readme", "bring the README's tables up to date"),
 }
 
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
+"""What a disk says that is full, broken or closed to this user: told in one line, no code is at fault."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code.
@@ -38,20 +41,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         return _dispatch(arguments)
     except UserError as error:
-        if debug:
-            traceback.print_exc()
-        print(f"graphkit: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return _complain(str(error), debug)
     except BrokenPipeError:
         # the reader (head, less) has gone; closing stderr keeps the interpreter from complaining at its end
         sys.stderr.close()
         return 1
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        return _complain(f"{where}{error.strerror}; nothing more was written", debug)
     except KeyboardInterrupt:
         return 130
+
+
+def _complain(message: str, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"graphkit: {' '.join(message.split())}", file=sys.stderr)
+    return 2
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -66,7 +77,11 @@ def _dispatch(arguments: list[str]) -> int:
     command, rest = arguments[0], arguments[1:]
     if command not in COMMANDS:
         raise UserError(f"unknown command '{command}'{did_you_mean(command, COMMANDS)}")
-    return _command(command)(rest)
+    function = _command(command)
+    from graphkit.logging import configured  # imports torch, which the command has done by now
+
+    with configured():
+        return function(rest)
 
 
 def _command(name: str) -> Callable[[list[str]], int]:

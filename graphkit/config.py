@@ -1,7 +1,7 @@
 """The configuration of a run, as frozen dataclasses.
 
 The parameters of the model, the data set and the task live in plain mappings here: their schema is the
-signature of the class or loader that takes them, and :mod:`graphkit.cli` checks them against it.
+signature of the class or loader that takes them, and :mod:`graphkit.parsing` checks them against it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class OptimConfig:
         weight_decay: L2 penalty (adam, sgd) or decoupled decay (adamw).
         momentum: Momentum of sgd.
         schedule: Shape of the learning rate after warm-up.
-        warmup_epochs: Epochs of linear warm-up from zero; fractions are allowed.
+        warmup_epochs: Epochs of linear warm-up, from rate / warm-up steps on; fractions are allowed.
         min_lr_ratio: Where cosine and linear schedules end, as a fraction of the learning rate.
         clip_norm: Gradients of all parameters together are scaled to at most this norm; none by default.
         clip_groups: Clip each parameter group by itself instead.

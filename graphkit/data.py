@@ -9,6 +9,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -91,6 +92,28 @@ class Benchmark:
     citation: str = ""
     info: dict[str, Any] = field(default_factory=dict)
     node_names: Sequence[str] | None = None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits that stand for the graph, its features and labels, the node names and the splits.
+
+        Computed when first asked for; a benchmark isn't changed after that.
+        """
+        digest = hashlib.blake2b(digest_size=8)
+        digest.update(json.dumps(None if self.node_names is None else list(self.node_names)).encode())
+        groups = {
+            "data": self.data.to_dict(),
+            **{f"split {name}": part for name, part in self.splits.items()},
+        }
+        for group, values in sorted(groups.items()):
+            for name, value in sorted(values.items()):
+                if isinstance(value, Tensor):
+                    plain = value.detach().cpu().to_dense().contiguous()
+                    digest.update(f"{group}/{name} {plain.dtype} {tuple(plain.shape)}".encode())
+                    digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+                elif isinstance(value, bool | int | float | str):
+                    digest.update(f"{group}/{name} {value!r}".encode())
+        return digest.hexdigest()
 
 
 def load_dataset(

@@ -104,8 +104,26 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 def command_line() -> list[str]:
-    """Returns the command that started this process."""
-    return list(sys.argv)
+    """Returns the command that started this process, without what only this machine has: absolute paths.
+
+    The script is ``scripts/train.py`` or its bare name; paths in the current folder become relative to it, of
+    others the last part remains, ``.../data``.
+    """
+    if not sys.argv:
+        return []
+    script = Path(sys.argv[0])
+    name = f"scripts/{script.name}" if script.parent.name == "scripts" else script.name
+    return [name, *map(_without_place, sys.argv[1:])]
+
+
+def _without_place(argument: str) -> str:
+    """Makes ``/a/b`` and ``--flag=/a/b`` relative."""
+    flag, equals, value = argument.partition("=") if argument.startswith("-") else ("", "", argument)
+    path = Path(value)
+    if not path.is_absolute():
+        return argument
+    here = Path.cwd()
+    return flag + equals + (str(path.relative_to(here)) if path.is_relative_to(here) else f".../{path.name}")
 
 
 def _cpu_model() -> str:

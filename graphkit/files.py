@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from graphkit.errors import UserError
 
-__all__ = ["atomic_write", "fetch", "lock", "make_folder", "sha256"]
+__all__ = ["atomic_write", "fetch", "lock", "make_folder", "sha256", "sync_folder"]
 
 _CHUNK = 1 << 20
 
@@ -36,8 +36,8 @@ def make_folder(path: str | Path) -> Path:
     return folder
 
 
-def _sync_folder(folder: Path) -> None:
-    """Flushes a rename to disk, where the file system offers that for folders."""
+def sync_folder(folder: Path) -> None:
+    """Flushes the names in a folder to disk, after a rename, where the file system offers that."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -77,7 +77,7 @@ def atomic_write(path: str | Path, data: bytes | str) -> None:
         if isinstance(error, OSError):
             raise UserError(f"cannot write {target}: {error.strerror or error}") from error
         raise
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
 def _umask() -> int:
@@ -192,7 +192,7 @@ def fetch(
                 f"{url} has the SHA-256 {found[:16]}..., not {sha256[:16]}...: not the known file"
             )
         os.replace(part, target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
     return target
 
 

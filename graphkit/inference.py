@@ -38,7 +38,12 @@ class Predictor:
         return self.run.config
 
     def evaluate(self, split: str = "test") -> dict[str, float]:
-        """Returns the metrics of a split."""
+        """Returns the metrics of a split.
+
+        Raises:
+            UserError: There is no such split, or it can't be evaluated.
+        """
+        self.task.check_split(split)
         return self.task.evaluate(self.model, split)
 
     def score(self, pairs: Tensor | np.ndarray[Any, Any] | Sequence[Sequence[int]]) -> Tensor:
@@ -80,19 +85,45 @@ class Predictor:
         return method
 
 
-def load(run: str | Path, *, data_root: str | Path = "data", device: str = "cpu") -> Predictor:
+def load(run: str | Path, *, data_root: str | Path | None = None, device: str = "cpu") -> Predictor:
     """Opens a run with its best weights.
 
     Args:
         run: The run's folder, or ``runs/<model>-<dataset>`` for the newest run in it.
-        data_root: Folder of the data sets.
+        data_root: Folder of the data sets; by default the one that the run used, ``data`` if that is gone.
         device: ``cpu``, ``cuda`` or ``auto``.
 
     Raises:
-        UserError: No run, no checkpoint yet, or a damaged one.
+        UserError: No run, no checkpoint yet, a damaged one, or data that isn't what the run was trained on.
     """
     opened = Run.open(run)
-    benchmark, task, model = build(opened.config, data_root=data_root, device=pick_device(device))
+    root = _data_root(opened) if data_root is None else Path(data_root)
+    benchmark, task, model = build(opened.config, data_root=root, device=pick_device(device))
+    _check_data(opened, benchmark)
     if any(True for _ in model.parameters()):
         model.load_state_dict(load_best(opened.checkpoints))
     return Predictor(opened, benchmark, task, model.to(task.device).eval())
+
+
+def _data_root(run: Run) -> Path:
+    """Returns the root that a run took its data from, where it is known and still there."""
+    stored = getattr(run, "data_root", None)
+    return Path(stored) if stored is not None and Path(stored).is_dir() else Path("data")
+
+
+def _check_data(run: Run, benchmark: Benchmark) -> None:
+    """Refuses a data set that isn't what a finished run was trained on; runs of old didn't say."""
+    stored: dict[str, Any] = (run.result or {}).get("data", {})
+    before, now = stored.get("fingerprint"), benchmark.fingerprint
+    if before is None or before == now:
+        return
+    facts = [
+        f"{name} was {stored[name]} and is {benchmark.info[name]}"
+        for name in stored
+        if name in benchmark.info and isinstance(stored[name], int) and stored[name] != benchmark.info[name]
+    ]
+    raise UserError(
+        f"data set '{benchmark.name}' is no longer what {run.name} was trained on: "
+        + (", ".join(facts) if facts else f"its content differs ({now}, was {before})")
+        + "; restore its files (or give their folder with --data-root), or train a new run"
+    )

@@ -23,7 +23,7 @@ from graphkit.recipes import SECTIONS, Recipe, default_recipe, find_recipe
 from graphkit.registry import DATASETS, MODELS, TASKS, Entry
 from graphkit.tasks.base import Task
 
-__all__ = ["make_parser", "read_yaml", "recipe_config", "resolve"]
+__all__ = ["make_parser", "read_yaml", "recipe_config", "resolve", "set_values"]
 
 _LOADER_ARGUMENTS: set[str | int] = {"root", "task", "seed"}
 _TASK_ARGUMENTS: set[str | int] = {
@@ -39,6 +39,11 @@ def make_parser(prog: str, model: Entry, dataset: Entry, task: Entry) -> Argumen
     parser.add_class_arguments(task.target, "task", skip=_TASK_ARGUMENTS)
     parser.add_class_arguments(OptimConfig, "optim")
     parser.add_class_arguments(TrainConfig, "train")
+    for (
+        action
+    ) in parser._actions:  # jsonargparse's own option for a section's file; we take one file, --config
+        if action.option_strings and action.option_strings[0].removeprefix("--") in SECTIONS:
+            action.help = argparse.SUPPRESS
     return parser
 
 
@@ -102,8 +107,8 @@ def resolve(
 
     parser = make_parser(f"{prog} {model.name}", model, dataset, task)
     if recipe is not None:
-        _set_values(parser, recipe.values, f"recipe {recipe.name}")
-    _set_values(parser, {key: content[key] or {} for key in SECTIONS if key in content}, str(file))
+        set_values(parser, recipe.values, f"recipe {recipe.name}")
+    set_values(parser, {key: content[key] or {} for key in SECTIONS if key in content}, str(file))
     _refuse_unknown_flags(parser, flags)
     try:
         values = parser.parse_args(list(flags))
@@ -129,7 +134,7 @@ def recipe_config(recipe: Recipe, seed: int = 0, flags: Sequence[str] = ()) -> R
 def _named(kind: str, name: str | None, prog: str) -> str:
     if name is None:
         raise UserError(
-            f"name a {kind} first: {prog} MODEL [--dataset NAME]; known: {', '.join(MODELS.names())}"
+            f"the {kind} comes first: {prog} MODEL [--dataset NAME]; known: {', '.join(MODELS.names())}"
         )
     return name
 
@@ -139,7 +144,7 @@ def _section(values: Namespace, section: str) -> dict[str, Any]:
     return part.as_dict() if part is not None else {}
 
 
-def _set_values(parser: ArgumentParser, values: Mapping[str, Any], where: str) -> None:
+def set_values(parser: ArgumentParser, values: Mapping[str, Any], where: str) -> None:
     """Makes the values of a recipe or file the parser's defaults, after checking keys and types."""
     flat: dict[str, Any] = {}
     known = _known_keys(parser)

@@ -13,7 +13,7 @@ from graphkit.errors import UserError
 from graphkit.files import atomic_write
 from graphkit.run import Run
 
-__all__ = ["Summary", "aggregate", "display_scale", "figure", "format_table", "plot_curves"]
+__all__ = ["OWN_SCALE", "Summary", "aggregate", "display_scale", "figure", "format_table", "plot_curves"]
 
 Summary = dict[str, dict[str, tuple[float, float]]]
 """``summary["test"]["hits@100"]`` is the mean and the unbiased deviation over seeds."""
@@ -159,9 +159,13 @@ def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def display_scale(maximize: bool) -> float:
-    """Returns what tables multiply a metric by: scores are shares, shown in percent; errors stay as is."""
-    return 100.0 if maximize else 1.0
+OWN_SCALE = frozenset({"mae", "rmse", "mse", "r2", "loss", "perplexity"})
+"""Metrics that are shown as they are: errors in the target's unit, and ratios that aren't shares."""
+
+
+def display_scale(metric: str) -> float:
+    """Returns what tables multiply a metric by: 1 for :data:`OWN_SCALE`, 100 for others, which are shares."""
+    return 1.0 if metric.lower() in OWN_SCALE else 100.0
 
 
 def figure(mean: float, std: float) -> str:

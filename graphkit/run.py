@@ -3,6 +3,7 @@
 ``runs/<model>-<dataset>/<YYYYmmdd-HHMMSS>-<seed>/`` holds::
 
     config.yaml      the complete configuration
+    place.json       where the data lay; no part of the configuration
     metrics.jsonl    one line for each logged step, epoch and evaluation
     checkpoints/     see graphkit.train.checkpoint
     result.json      written once, at the end
@@ -12,13 +13,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -26,7 +29,7 @@ from graphkit.config import RunConfig
 from graphkit.errors import UserError
 from graphkit.files import atomic_write, lock
 
-__all__ = ["MAY_CHANGE", "Run", "check_same"]
+__all__ = ["MAY_CHANGE", "Run", "check_same", "refuse_extension"]
 
 MAY_CHANGE = (
     "train.epochs",
@@ -35,7 +38,7 @@ MAY_CHANGE = (
     "train.checkpoint_steps",
     "train.keep",
 )
-"""Keys that a resumed run may set anew; they decide how long it trains and what it keeps."""
+"""Keys that a stopped run may set anew; they decide how long it trains and what it keeps."""
 
 _log = logging.getLogger("graphkit")
 
@@ -53,8 +56,13 @@ class Run:
         self.config = config
 
     @classmethod
-    def create(cls, root: str | Path, config: RunConfig) -> Run:
+    def create(cls, root: str | Path, config: RunConfig, data_root: str | Path | None = None) -> Run:
         """Makes a new folder under ``root`` and stores the configuration in it.
+
+        Args:
+            root: Folder of all runs.
+            config: Complete.
+            data_root: Folder of the data sets, for :attr:`data_root`; not stored if absent.
 
         Raises:
             UserError: The folder can't be made.
@@ -74,6 +82,9 @@ class Run:
                 raise UserError(f"no free name for a run in {parent}")
             run = cls(folder, config)
             run._write_config(config)
+            if data_root is not None:
+                place = {"data_root": str(Path(data_root).absolute())}
+                atomic_write(folder / "place.json", json.dumps(place) + "\n")
         except OSError as error:
             raise UserError(f"can't make a run folder in {parent}: {error}") from error
         return run
@@ -101,6 +112,21 @@ class Run:
     def name(self) -> str:
         """``<model>-<dataset>/<time>-<seed>``."""
         return f"{self.folder.parent.name}/{self.folder.name}"
+
+    @property
+    def data_root(self) -> Path | None:
+        """The folder of the data sets that the run was made with; ``None`` where that wasn't stored.
+
+        Raises:
+            UserError: ``place.json`` can't be read.
+        """
+        path = self.folder / "place.json"
+        if not path.exists():
+            return None
+        try:
+            return Path(json.loads(path.read_text())["data_root"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"can't read {path} ({error}); delete it and name the data's folder") from error
 
     @property
     def checkpoints(self) -> Path:
@@ -162,13 +188,19 @@ class Run:
     def adopt(self, config: RunConfig) -> None:
         """Stores what a resumed run sets anew, e.g. more epochs; the next resume finds it.
 
+        A finished run keeps its configuration: nothing of :data:`MAY_CHANGE` could take effect any more.
+
         Raises:
-            UserError: As :meth:`check_same`.
+            UserError: As :meth:`check_same`, or a finished run would have to go on.
         """
         self.check_same(config)
         if config == self.config:
             return
         before, now = self.config.train.epochs, config.train.epochs
+        if self.result is not None:
+            if before != now:
+                refuse_extension(str(self.folder), self.result.get("epochs", before), now)
+            return
         if before != now and config.optim.schedule != "constant":
             _log.warning(
                 "train.epochs goes from %d to %d: the rest of the %s schedule is stretched over them",
@@ -178,6 +210,26 @@ class Run:
             )
         self._write_config(config)
         self.config = config
+
+    def discard_if_empty(self) -> bool:
+        """Removes the folder of a run that failed before it left anything: no log line, checkpoint or dump.
+
+        For who made the run, after the failure. The folder above goes too if this was its only run.
+
+        Returns:
+            Whether it was removed.
+        """
+        try:
+            with self.lock():
+                if any(map(_worth_keeping, self.folder.iterdir())):
+                    return False
+                shutil.rmtree(self.folder)
+        except (OSError, UserError) as error:
+            _log.warning("%s was left: %s", self.folder, error)
+            return False
+        with contextlib.suppress(OSError):
+            self.folder.parent.rmdir()
+        return True
 
     def _write_config(self, config: RunConfig) -> None:
         text = yaml.safe_dump(_jsonable(config.to_dict()), sort_keys=False, allow_unicode=True)
@@ -205,6 +257,19 @@ class Run:
             yield
 
 
+def refuse_extension(where: str, epochs: int, wanted: int | None = None) -> NoReturn:
+    """Refuses more or fewer epochs for a finished run: its test split has been looked at.
+
+    Raises:
+        UserError: Always.
+    """
+    now = f"; train.epochs can't become {wanted}" if wanted is not None else ""
+    raise UserError(
+        f"{where} is finished after {epochs} epochs, and test, which is looked at once, was looked at{now}: "
+        "start a new run"
+    )
+
+
 def check_same(stored: Mapping[str, Any], given: Mapping[str, Any], where: str) -> None:
     """Compares two configurations in their plain form, :data:`MAY_CHANGE` left out.
 
@@ -221,6 +286,17 @@ def check_same(stored: Mapping[str, Any], given: Mapping[str, Any], where: str) 
         a, b = ours.get(key, "absent"), theirs.get(key, "absent")
         if a != b and key not in MAY_CHANGE:
             raise UserError(f"{key} is {a!r} in {where} and can't become {b!r}: start a new run for that")
+
+
+def _worth_keeping(path: Path) -> bool:
+    """Whether a part of a run's folder is more than what every run begins with."""
+    if path.name in ("config.yaml", "place.json", "run.lock") or path.name.startswith("."):
+        return False
+    if path.name == "metrics.jsonl":
+        return path.stat().st_size > 0
+    if path.name == "checkpoints":
+        return any(not child.name.startswith(".") for child in path.iterdir())
+    return path.name != "tensorboard"  # it repeats the log
 
 
 def _read_config(path: Path) -> RunConfig:

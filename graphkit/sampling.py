@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from graphkit.errors import UserError
-from graphkit.sparse import CSRGraph
 
-__all__ = ["NegativeSampler", "distinct_ranks", "free_keys", "negative_edges", "negative_pairs", "pair_keys"]
+__all__ = ["NegativeSampler", "distinct_ranks", "free_keys", "pair_keys"]
 
 
 def free_keys(ranks: Tensor, taken: Tensor) -> Tensor:
@@ -144,50 +143,3 @@ class NegativeSampler:
             n = max(self.num_nodes, 1)
             return torch.stack([keys // n, keys % n])
         return _pairs(keys, self.num_nodes)
-
-
-def negative_pairs(graph: CSRGraph, count: int, generator: torch.Generator, distinct: bool = True) -> Tensor:
-    """Draws unordered pairs ``i < j`` that aren't adjacent; see :meth:`NegativeSampler.draw`.
-
-    Args:
-        graph: The graph whose edges are excluded.
-        count: Number of pairs.
-        generator: A CPU generator.
-        distinct: Without replacement.
-
-    Returns:
-        ``[2, count]`` int64, ``out[0] < out[1]``.
-
-    Raises:
-        UserError: If fewer such pairs exist.
-    """
-    return NegativeSampler(graph.edges, graph.num_nodes).draw(count, generator, distinct=distinct)
-
-
-def negative_edges(
-    edge_index: Tensor,
-    num_nodes: int,
-    count: int,
-    generator: torch.Generator,
-    *,
-    directed: bool = True,
-    distinct: bool = True,
-) -> Tensor:
-    """Draws pairs that aren't in ``edge_index``; see :class:`NegativeSampler`.
-
-    Args:
-        edge_index: ``[2, E]`` int64.
-        num_nodes: N.
-        count: Number of pairs.
-        generator: A CPU generator.
-        directed: Ordered pairs, only the given direction excluded; else unordered ones, both excluded.
-        distinct: Without replacement.
-
-    Returns:
-        ``[2, count]`` int64.
-
-    Raises:
-        UserError: If fewer such pairs exist.
-    """
-    sampler = NegativeSampler(edge_index, num_nodes, directed=directed)
-    return sampler.draw(count, generator, distinct=distinct)

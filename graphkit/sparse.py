@@ -8,7 +8,24 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["CSRGraph", "SparseRows"]
+__all__ = ["CSRGraph", "SparseRows", "undirected_edges"]
+
+
+def undirected_edges(edge_index: Tensor, num_nodes: int) -> Tensor:
+    """Returns each edge once, smaller end first, sorted; self loops and repetitions are dropped.
+
+    Args:
+        edge_index: ``[2, E]`` int64, in either or both directions.
+        num_nodes: N.
+
+    Returns:
+        ``[2, M]`` int64.
+    """
+    low, high = torch.minimum(*edge_index), torch.maximum(*edge_index)
+    proper = low != high
+    key = torch.unique(low[proper] * num_nodes + high[proper])
+    n = max(num_nodes, 1)
+    return torch.stack([key // n, key % n])
 
 
 @dataclass(frozen=True)
@@ -55,21 +72,14 @@ class CSRGraph:
                 f"edge_index holds ids from {int(edge_index.min())} to {int(edge_index.max())}; "
                 f"they must lie in [0, {num_nodes})"
             )
-        low, high = torch.minimum(*edge_index), torch.maximum(*edge_index)
-        proper = low != high
-        key = torch.unique(low[proper] * num_nodes + high[proper])
-        low, high = key // max(num_nodes, 1), key % max(num_nodes, 1)
-        ids = torch.arange(key.numel(), device=key.device)
-        row, col = torch.cat([low, high]), torch.cat([high, low])
+        edges = undirected_edges(edge_index, num_nodes)
+        ids = torch.arange(edges.size(1), device=edges.device)
+        row, col = torch.cat([edges[0], edges[1]]), torch.cat([edges[1], edges[0]])
         order = torch.argsort(row * num_nodes + col)
-        rowptr = torch.zeros(num_nodes + 1, dtype=torch.int64, device=key.device)
+        rowptr = torch.zeros(num_nodes + 1, dtype=torch.int64, device=edges.device)
         torch.cumsum(torch.bincount(row, minlength=num_nodes), 0, out=rowptr[1:])
-        return cls(
-            rowptr,
-            col[order].to(torch.int32),
-            torch.cat([ids, ids])[order].to(torch.int32),
-            torch.stack([low, high]),
-        )
+        edge_id = torch.cat([ids, ids])[order].to(torch.int32)
+        return cls(rowptr, col[order].to(torch.int32), edge_id, edges)
 
     def filter(self, keep: Tensor, *, symmetric: bool) -> CSRGraph:
         """Keeps the entries where ``keep`` ``[E]`` bool is true; linear time, no sort."""
@@ -92,14 +102,22 @@ class CSRGraph:
         return self.rowptr[1:] - self.rowptr[:-1]
 
     def find_edges(self, pairs: Tensor) -> Tensor:
-        """Returns the undirected edge id of each pair ``[2, B]``, -1 where there is none, ``[B]`` int64."""
+        """Returns the undirected edge id of each pair ``[2, B]``, -1 where there is none, ``[B]`` int64.
+
+        An edge that was filtered out is none; one that is left in one direction is found.
+        """
         n = max(self.num_nodes, 1)
         key = torch.minimum(*pairs) * n + torch.maximum(*pairs)
         known = self.edges[0] * n + self.edges[1]
         if known.numel() == 0:
             return torch.full_like(key, -1)
         at = torch.searchsorted(known, key).clamp_(max=known.numel() - 1)
-        return torch.where(known[at] == key, at, torch.full_like(at, -1))
+        found = known[at] == key
+        if self.num_entries < 2 * known.numel():  # filtered: ``edges`` still lists what was removed
+            left = torch.zeros_like(known, dtype=torch.bool)
+            left[self.edge_id.long()] = True
+            found &= left[at]
+        return torch.where(found, at, torch.full_like(at, -1))
 
     def to(self, device: torch.device | str) -> CSRGraph:
         """Returns the graph on another device."""

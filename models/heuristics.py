@@ -38,10 +38,16 @@ class Heuristic(nn.Module):
         return overlap_count(graph.rowptr, graph.col, edge_label_index, h)
 
     def forward(
-        self, x: Tensor | SparseRows | None, edge_index: Tensor | CSRGraph, edge_label_index: Tensor
+        self,
+        x: Tensor | SparseRows | None,
+        edge_index: Tensor | CSRGraph,
+        edge_label_index: Tensor,
+        num_nodes: int | None = None,
     ) -> Tensor:
         if isinstance(edge_index, Tensor):
-            size = x.size(0) if x is not None else int(max(edge_index.max(), edge_label_index.max())) + 1
+            size = num_nodes if num_nodes is not None else (x.size(0) if x is not None else None)
+            if size is None:
+                raise ValueError("num_nodes is needed where x is None and edge_index is a tensor")
             edge_index = CSRGraph.from_edge_index(edge_index, size)
         return self.score(self.encode(x, edge_index), edge_index, edge_label_index)
 

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from graphkit.nn.checks import require_rate
+from graphkit.nn.checks import require_positive, require_rate
 from graphkit.nn.encoder import ConvName, GraphEncoder, drop_edges
 from graphkit.nn.link import LinkModel, PairPredictor, two_layer_mlp
 from graphkit.nn.pairs import PairStructure, Rows, pair_structure, pool_rows, sample_rows
@@ -86,7 +86,9 @@ class NCNPredictor(PairPredictor):
             tail_activation=tail_activation,
             two_layer_head=two_layer_head,
         )
-        require_rate("the predictor's edge dropout", edge_dropout)
+        require_rate("the predictor's edge dropout", edge_dropout, below_one=True)
+        if max_common is not None:
+            require_positive("max_common", max_common)
         width = hidden_channels
         self.node_mlp = two_layer_mlp(width, width, dropout, norm, True) if node_mlp else None
         self.common_mlp = two_layer_mlp(width, width, dropout, norm, tail_activation)
@@ -94,9 +96,11 @@ class NCNPredictor(PairPredictor):
         self.has_dropout = dropout > 0
         self.edge_dropout, self.max_common, self.parity = edge_dropout, max_common, parity
 
-    def structure(self, graph: CSRGraph, edge_label_index: Tensor) -> PairStructure:
+    def structure(
+        self, graph: CSRGraph, edge_label_index: Tensor, max_bytes: int | None = None
+    ) -> PairStructure:
         found = pair_structure(graph, edge_label_index)
-        return found._replace(common=self._sample(found.common, edge_label_index, self.max_common, 0))
+        return found._replace(common=self._sample_common(found.common, edge_label_index))
 
     def forward(
         self, h: Tensor, graph: CSRGraph, edge_label_index: Tensor, structure: PairStructure | None = None
@@ -113,18 +117,21 @@ class NCNPredictor(PairPredictor):
         total = self.pair_branch(nodes.h, pairs)
         return self.head(self._add_pooled(total, self.beta, self.common_mlp, rows, nodes)).squeeze(-1)
 
-    def _nodes(self, h: Tensor, *rows: Rows) -> NodeStates:
-        """Computes x = h + node_mlp(h) where it is pooled; everywhere if ``rows`` is empty."""
+    def _nodes(self, h: Tensor, *rows: Rows, ends: Tensor | None = None) -> NodeStates:
+        """Computes x = h + node_mlp(h) for the nodes of ``rows`` and ``ends``; everywhere without rows."""
         if self.node_mlp is None:
             return NodeStates(h, h, None)
         if rows:
             used = torch.zeros(h.size(0), dtype=torch.bool, device=h.device)
             for part in rows:
                 used[part.node.long()] = True
+            if ends is not None:
+                used[ends.flatten()] = True
             node = used.nonzero().squeeze(1)
             if node.numel() < 0.7 * h.size(0):
                 chosen = h.index_select(0, node)
-                local = (torch.cumsum(used, 0) - 1).to(torch.int32)
+                # an id that was left out by mistake must fail, not read another node's row
+                local = torch.where(used, torch.cumsum(used, 0) - 1, -1).to(torch.int32)
                 return NodeStates(h, chosen + self.node_mlp(chosen), local)
         return NodeStates(h, h + self.node_mlp(h), None)
 
@@ -149,19 +156,24 @@ class NCNPredictor(PairPredictor):
                 total, weight, rest(nothing.expand(rows.num_rows, -1).index_copy(0, index, hidden))
             )
         both = weight * rest(torch.cat([nothing, hidden]))  # [1 + R, H]
-        extra = (both[1:] - both[:1]).to(total.dtype)
+        total = total.to(both.dtype)  # under autocast total is half, both isn't: the two sums cancel in part
+        extra = both[1:] - both[:1]
         if torch.is_grad_enabled():
-            return (total + both[:1]).to(total.dtype).index_add(0, index, extra)
+            return (total + both[:1]).index_add(0, index, extra)
         return total.add_(both[:1]).index_add_(0, index, extra)
 
     def _pooled(self, z: Tensor) -> Tensor:
         """What becomes of a pooled sum before its MLP; must keep 0 at 0."""
         return z
 
-    def _sample(self, rows: Rows, pairs: Tensor, limit: int | None, stream: int) -> Rows:
+    def _sample_common(self, rows: Rows, pairs: Tensor) -> Rows:
+        return self._sample(rows, torch.minimum(*pairs), torch.maximum(*pairs), self.max_common)
+
+    def _sample(self, rows: Rows, own: Tensor, other: Tensor, limit: int | None) -> Rows:
+        """Thins rows to ``limit`` draws, seeded by the two ends, in training by torch's generator as well."""
         if limit is None:
             return rows
-        seed = (pairs[0] * 2654435761 + pairs[1]) * 3 + stream
+        seed = own * 2654435761 + other
         if self.training:
             seed = seed + torch.randint(2**40, (1,)).to(seed.device) * 7
         return sample_rows(rows, limit, seed, replace=self.parity)

@@ -42,7 +42,7 @@ class _Counts(NCNPredictor):
         norm, tail = options.get("norm", True), options.get("tail_activation", False)
         self.common_mlp = two_layer_mlp(1, hidden_channels, options.get("dropout", 0.0), norm, tail)
 
-    def _nodes(self, h: Tensor, *rows: Rows) -> NodeStates:
+    def _nodes(self, h: Tensor, *rows: Rows, ends: Tensor | None = None) -> NodeStates:
         return NodeStates(h, h.new_ones(h.size(0), 1), None)
 
     def _pooled(self, z: Tensor) -> Tensor:
@@ -96,12 +96,16 @@ class _TwoBranches(NCNPredictor):
 
 
 class _Differences(_TwoBranches):
-    def structure(self, graph: CSRGraph, edge_label_index: Tensor) -> PairStructure:
+    def structure(
+        self, graph: CSRGraph, edge_label_index: Tensor, max_bytes: int | None = None
+    ) -> PairStructure:
         return pair_structure(graph, edge_label_index, differences=True)
 
 
 class _TwoHops(_TwoBranches):
-    def structure(self, graph: CSRGraph, edge_label_index: Tensor) -> PairStructure:
+    def structure(
+        self, graph: CSRGraph, edge_label_index: Tensor, max_bytes: int | None = None
+    ) -> PairStructure:
         found = pair_structure(graph, edge_label_index, differences=True)
         assert found.only_i is not None and found.only_j is not None
         near_i = merge_rows(found.common, found.only_i)  # N(i)

@@ -21,18 +21,23 @@ Shapes: N nodes, H hidden channels, B target pairs, C candidate pairs; h, x and 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from graphkit.kernels import pair_product
 from graphkit.models.ncn import PAPER, NCNPredictor, NodeStates
+from graphkit.nn.checks import require_positive
 from graphkit.nn.encoder import ConvName, GraphEncoder, drop_edges
 from graphkit.nn.link import LinkModel
 from graphkit.nn.pairs import (
     PairStructure,
     Rows,
     candidate_pairs,
+    concat_rows,
     drop_self_candidates,
     merge_rows,
     pair_structure,
@@ -115,6 +120,11 @@ class NCNCPredictor(NCNPredictor):
         )
         if depth < 1:
             raise ValueError(f"depth is {depth}; it must be at least 1 (NCN is the model without completion)")
+        require_positive("chunk_bytes", chunk_bytes)
+        limits = {"max_candidates_train": max_candidates_train, "max_candidates_eval": max_candidates_eval}
+        for name, limit in limits.items():
+            if limit is not None:
+                require_positive(name, limit)
         if prior <= 0:
             raise ValueError(f"prior is {prior}; it must be positive, as it multiplies odds")
         self.depth, self.scale, self.offset, self.prior, self.ceiling = depth, scale, offset, prior, ceiling
@@ -125,28 +135,41 @@ class NCNCPredictor(NCNPredictor):
         self.prior_mlp: nn.Sequential | None = None
         if learn_prior:
             width = hidden_channels
-            self.prior_mlp = nn.Sequential(
-                nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1), nn.Sigmoid()
-            )
+            # gives the prior's logit: its logarithm is wanted, and that of a sigmoid underflows
+            self.prior_mlp = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
 
-    def structure(self, graph: CSRGraph, edge_label_index: Tensor) -> PairStructure:
-        """Lists common neighbours, differences and, round by round, those of the candidates."""
-        return self._structure(graph, edge_label_index, self.depth, keep_inner=True)
+    def structure(
+        self, graph: CSRGraph, edge_label_index: Tensor, max_bytes: int | None = None
+    ) -> PairStructure:
+        """Lists common neighbours, differences and, while they fit, the candidates' common neighbours."""
+        lists = self._structure(graph, edge_label_index, self.depth)
+        if self.depth > 1:  # whose candidates are listed portion by portion as they are scored
+            return lists
+        assert lists.only_i is not None and lists.only_j is not None
+        candidates = candidate_pairs(edge_label_index, lists.only_i, lists.only_j)
+        inner: list[Rows] = []
+        size = lists.nbytes()
+        for part in candidates.split(self.chunk_rows, dim=1):
+            inner.append(self._structure(graph, part, 0).common)
+            size += inner[-1].nbytes()
+            if max_bytes is not None and size > max_bytes:
+                return lists
+        return lists._replace(inner=PairStructure(concat_rows(inner))) if inner else lists
 
     def forward(
         self, h: Tensor, graph: CSRGraph, edge_label_index: Tensor, structure: PairStructure | None = None
     ) -> Tensor:
         if structure is None:
             graph, _ = drop_edges(graph, self.edge_dropout, self.training, symmetric=not self.parity)
-            structure = self._structure(graph, edge_label_index, self.depth, keep_inner=False)
-        nodes = self._nodes(h, *self._pooled_rows(structure))
+            structure = self._structure(graph, edge_label_index, self.depth)
+        nodes = self._nodes(h, *self._pooled_rows(structure), ends=edge_label_index)
         return self._complete_and_score(nodes, graph, edge_label_index, structure, self.depth)
 
     def _pooled_rows(self, structure: PairStructure) -> tuple[Rows, ...]:
         """The rows whose nodes cover everything that is pooled, candidates' neighbours too; () for all nodes.
 
-        A candidate (j, u) shares with its target the end j, and N(j) lies in the target's three lists.
-        Samples and further rounds reach beyond them.
+        A candidate (j, u) shares with its target the end j, and N(j) lies in the target's lists, save for i
+        itself where the target is an edge: the caller adds both ends. Samples and more rounds reach beyond.
         """
         limits = (self.max_common, self.max_candidates_train, self.max_candidates_eval)
         if self.depth > 1 or self.parity or any(limit is not None for limit in limits):
@@ -154,7 +177,7 @@ class NCNCPredictor(NCNPredictor):
         assert structure.only_i is not None and structure.only_j is not None
         return (structure.common, structure.only_i, structure.only_j)
 
-    def _structure(self, graph: CSRGraph, pairs: Tensor, depth: int, *, keep_inner: bool) -> PairStructure:
+    def _structure(self, graph: CSRGraph, pairs: Tensor, depth: int) -> PairStructure:
         if depth == 0:
             return super().structure(graph, pairs)
         found = pair_structure(graph, pairs, differences=True)
@@ -162,13 +185,10 @@ class NCNCPredictor(NCNPredictor):
             found = drop_self_candidates(pairs, found)
         assert found.only_i is not None and found.only_j is not None
         limit = self.max_candidates_train if self.training else self.max_candidates_eval
-        only_i = self._sample(found.only_i, pairs, limit, 1)
-        only_j = self._sample(found.only_j, pairs, limit, 2)
-        common = self._sample(found.common, pairs, self.max_common, 0)
-        inner = None
-        if keep_inner:
-            inner = self._structure(graph, candidate_pairs(pairs, only_i, only_j), depth - 1, keep_inner=True)
-        return PairStructure(common, only_i, only_j, inner)
+        only_i = self._sample(found.only_i, pairs[0], pairs[1], limit)
+        only_j = self._sample(found.only_j, pairs[1], pairs[0], limit)
+        common = self._sample_common(found.common, pairs)
+        return PairStructure(common, only_i, only_j)
 
     def _complete_and_score(
         self, nodes: NodeStates, graph: CSRGraph, pairs: Tensor, structure: PairStructure, depth: int
@@ -189,20 +209,33 @@ class NCNCPredictor(NCNPredictor):
         only_i, only_j = structure.only_i, structure.only_j
         assert only_i is not None and only_j is not None
         candidates = candidate_pairs(pairs, only_i, only_j)
-        with torch.no_grad():
-            active = self.training
-            self.train(active and (self.completion_dropout or self.parity))
-            try:
-                logit = self._candidate_logits(nodes.detach(), graph, candidates, structure.inner, depth - 1)
-            finally:
-                self.train(active)
+        keep_dropout = self.completion_dropout or self.parity or not self.training
+        with torch.no_grad(), nullcontext() if keep_dropout else self._without_dropout():
+            logit = self._candidate_logits(nodes.detach(), graph, candidates, structure.inner, depth - 1)
             odds = self.scale * (logit.to(nodes.h.dtype) - self.offset)
         if self.prior_mlp is None:
             return self.ceiling * torch.sigmoid(odds + math.log(self.prior))
         h = nodes.h
         prior = self.prior_mlp(pair_product(h, pairs)).squeeze(-1)  # [B]
         owner = torch.cat([only_i.owner(), only_j.owner()])
-        return self.ceiling * torch.sigmoid(odds + prior.log()[owner])
+        return self.ceiling * torch.sigmoid(odds + F.logsigmoid(prior)[owner])
+
+    @contextmanager
+    def _without_dropout(self) -> Iterator[None]:
+        """Switches dropout off, but not what else training decides (which lists are thinned, and how)."""
+        if not self.has_dropout:
+            yield
+            return
+        parts = list(self.children())
+        self.has_dropout = False
+        for part in parts:
+            part.eval()
+        try:
+            yield
+        finally:
+            self.has_dropout = True
+            for part in parts:
+                part.train(self.training)
 
     def _candidate_states(self, nodes: NodeStates) -> NodeStates:
         """The authors' states of candidates: x takes the place of h, so the node MLP is applied twice."""
@@ -218,12 +251,7 @@ class NCNCPredictor(NCNPredictor):
         for start in range(0, pairs.size(1), self.chunk_rows):
             stop = min(start + self.chunk_rows, pairs.size(1))
             part = pairs[:, start:stop]
-            if structure is not None and structure.inner is None:
-                lists = structure.slice(start, stop)
-            elif structure is not None and start == 0 and stop == pairs.size(1):
-                lists = structure
-            else:
-                lists = self._structure(graph, part, depth, keep_inner=False)
+            lists = self._structure(graph, part, depth) if structure is None else structure.slice(start, stop)
             logits.append(self._complete_and_score(nodes, graph, part, lists, depth).to(nodes.h.dtype))
         return torch.cat(logits)
 

@@ -13,7 +13,10 @@ FOLDERS = ("graphkit", "models", "datasets", "tests", "benchmarks", "scripts")
 PACKAGES = {"graphkit": "graphkit", "models": "graphkit.models", "datasets": "graphkit.datasets"}
 
 # What the zoo's two packages may take from the framework, beside their own modules.
-BASE = ("nn", "kernels", "sparse", "registry", "data", "sampling", "errors", "evaluation", "compat", "files")
+BASE = (
+    *("nn", "kernels", "sparse", "registry", "data", "sampling", "errors", "evaluation", "compat", "files"),
+    "tables",
+)
 ZOO = ("graphkit.models", "graphkit.datasets")
 
 

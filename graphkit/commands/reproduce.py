@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,20 +34,21 @@ def reproduce(argv: Sequence[str]) -> int:
         "reproduce",
         "Runs recipes (all without a name; ncnc for all of a model; ncnc/cora for one) over their seeds and\n"
         "prints mean and unbiased deviation beside the published figures. Finished runs count and stopped\n"
-        "ones are continued, so the command can be repeated until all is done.",
+        "ones are continued, so the command can be repeated until all is done; --fresh starts all anew.",
     )
     parser.add_argument("recipe", nargs="*", metavar="RECIPE")
     parser.add_argument("--seeds", metavar="N|LIST", help="default: what the recipe says")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--data-root", default="data", metavar="DIR")
     parser.add_argument("--runs", default="runs", metavar="DIR")
+    parser.add_argument("--fresh", action="store_true", help="start new runs, whatever runs there are")
     parser.add_argument("--record", action="store_true", help="write the result into the recipe's file")
     options = parser.parse_args(argv)
     recipes = matching_recipes(options.recipe) if options.recipe else list(all_recipes())
     rows, missed = [], False
     for recipe in recipes:
         seeds = parse_seeds(options.seeds or str(recipe.seeds))
-        results = [_result(recipe_config(recipe, seed), options) for seed in seeds]
+        results = _results(recipe, seeds, options)
         row, short = _compare(recipe, results)
         rows.append(row)
         missed |= short
@@ -88,7 +89,7 @@ def _measured(results: Sequence[Result], command: str) -> dict[str, Any]:
     metric = results[0].metric
     summary = aggregate([r.to_dict() for r in results])
     test, valid = summary["test"][metric], summary["valid"][metric]
-    scale = display_scale(results[0].maximize)
+    scale = display_scale(metric)
     epoch_seconds = [r.seconds_per_epoch for r in results if r.seconds_per_epoch is not None]
     return {
         "mean": round(test[0] * scale, 4),
@@ -100,23 +101,43 @@ def _measured(results: Sequence[Result], command: str) -> dict[str, Any]:
         "seconds_per_epoch": round(statistics.median(epoch_seconds), 3) if epoch_seconds else None,
         "seconds_per_run": round(statistics.median(r.seconds for r in results), 1),
         "command": command,
-        "commit": sorted({str(r.git.get("commit"))[:12] for r in results}),
+        "commit": sorted({_revision(r.git) for r in results}),
         "hardware": environment.hardware_line(results[0].hardware),
         "versions": {key: results[0].versions.get(key) for key in ("python", "torch", "torch_geometric")},
         "date": time.strftime("%Y-%m-%d"),
     }
 
 
-def _result(config: RunConfig, options: Any) -> Result:
-    run = find_run(options.runs, config)
-    if run is not None and run.result is not None:
-        return Result.from_dict(run.result)
-    return run_once(config, options.runs, options.data_root, options.device, run)
+def _results(recipe: Recipe, seeds: Sequence[int], options: Any) -> list[Result]:
+    """Returns a result of each seed; says so where finished runs are of another source than the present."""
+    results, elsewhere = [], []
+    present = _revision(environment.git_state())
+    for config in [recipe_config(recipe, seed) for seed in seeds]:
+        run = None if options.fresh else find_run(options.runs, config)
+        if run is not None and run.result is not None:
+            results.append(Result.from_dict(run.result))
+            elsewhere += [revision for revision in [_revision(results[-1].git)] if revision != present]
+        else:
+            results.append(run_once(config, options.runs, options.data_root, options.device, run))
+    if elsewhere:
+        _log.warning(
+            "%s: %d of %d results are of finished runs at commit %s, not %s; --fresh runs them anew",
+            *(recipe.name, len(elsewhere), len(results), ", ".join(sorted(set(elsewhere))), present),
+        )
+    return results
+
+
+def _revision(git: Mapping[str, Any]) -> str:
+    """Returns the commit that a result stems from, ``+dirty`` if the source was changed since."""
+    commit = git.get("commit")
+    if not commit:
+        return "unknown"
+    return str(commit)[:12] + ("+dirty" if git.get("dirty") else "")
 
 
 def _compare(recipe: Recipe, results: Sequence[Result]) -> tuple[dict[str, Any], bool]:
     """Returns a table row, and whether the mean is worse than published by more than its deviation."""
-    metric, scale = results[0].metric, display_scale(results[0].maximize)
+    metric, scale = results[0].metric, display_scale(results[0].metric)
     mean, std = (scale * value for value in aggregate([r.to_dict() for r in results])["test"][metric])
     row: dict[str, Any] = {
         "recipe": recipe.name,

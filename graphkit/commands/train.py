@@ -12,13 +12,14 @@ from pathlib import Path
 
 import yaml
 
+from graphkit.commands.catalogue import plain
 from graphkit.commands.parser import Parser
 from graphkit.config import RunConfig
 from graphkit.errors import UserError
 from graphkit.experiment import build, choose_task, pick_device
 from graphkit.logging import RunLogger
-from graphkit.parsing import make_parser, resolve
-from graphkit.recipes import default_recipe
+from graphkit.parsing import make_parser, resolve, set_values
+from graphkit.recipes import default_recipe, find_recipe
 from graphkit.registry import DATASETS, MODELS, TASKS
 from graphkit.report import aggregate, format_table, plot_curves
 from graphkit.run import Run
@@ -47,6 +48,8 @@ def train(argv: Sequence[str]) -> int:
         return _replay(Path(options.replay), options)
     if options.resume is not None:
         return _resume(options, flags)
+    if options.seed is not None and options.seeds is not None:
+        raise UserError("give either --seed or --seeds")
     seeds = parse_seeds(options.seeds) if options.seeds is not None else [options.seed]
     configs = [
         resolve(
@@ -57,7 +60,14 @@ def train(argv: Sequence[str]) -> int:
     results = []
     for number, config in enumerate(configs):
         results.append(
-            run_once(config, options.runs, options.data_root, options.device, announce=number == 0)
+            run_once(
+                config,
+                options.runs,
+                options.data_root,
+                options.device,
+                announce=number == 0,
+                tensorboard=options.tensorboard,
+            )
         )
     if len(results) > 1:
         print(summary_table(results))
@@ -240,8 +250,11 @@ def _help(model_name: str | None, dataset_name: str | None) -> int:
     dataset = DATASETS.get(dataset_name or (recipe.dataset_name if recipe else fitting[0]))
     run_parser = make_parser(f"train {model.name}", model, dataset, TASKS.get(choose_task(model, dataset)))
     run_parser.usage = f"train {model.name} [--dataset NAME] [options] [--section.key value ...]"
+    chosen = find_recipe(model.name, dataset.name)
+    if chosen is not None:  # its values are the defaults that count
+        set_values(run_parser, chosen.values, f"recipe {chosen.name}")
     parser.usage, parser.description = argparse.SUPPRESS, argparse.SUPPRESS
-    run_parser.print_help()
+    print(plain(run_parser.format_help()), end="")
     print(f"\nthe run (data sets for {model.name}: {', '.join(fitting)}):")
     parser.print_help(sys.stdout)
     return 0

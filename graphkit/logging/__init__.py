@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import IO, Any
 
 from graphkit.environment import rank_and_world
@@ -13,26 +15,40 @@ from graphkit.logging.jsonl import MetricsLog
 from graphkit.logging.progress import Progress, duration
 from graphkit.run import Run
 
-__all__ = ["MetricsLog", "Progress", "RunLogger", "configure", "duration"]
+__all__ = ["MetricsLog", "Progress", "RunLogger", "configure", "configured", "duration"]
 
 
 def configure(level: int = logging.INFO, stream: IO[str] | None = None) -> logging.Logger:
     """Sets up the logger ``graphkit`` for a program: plain messages on standard error, by rank 0 alone.
 
-    Other ranks show warnings only, with their rank before them. Libraries that use graphkit leave this alone.
+    Other ranks show warnings only, with their rank before them. A second call replaces the first. Libraries
+    that use graphkit leave this alone.
+
+    Args:
+        level: The least severe messages shown.
+        stream: Where they go, standard error by default.
     """
     logger = logging.getLogger("graphkit")
-    rank, _ = rank_and_world()
     for handler in [h for h in logger.handlers if getattr(h, "graphkit_own", False)]:
         logger.removeHandler(handler)
     handler = _Handler(stream)
     handler.graphkit_own = True
-    prefix = f"[rank {rank}] " if rank else ""
-    handler.setFormatter(logging.Formatter(prefix + "%(message)s"))
     logger.addHandler(handler)
-    logger.setLevel(level if rank == 0 else max(level, logging.WARNING))
+    logger.setLevel(level)
     logger.propagate = False
     return logger
+
+
+@contextmanager
+def configured() -> Iterator[logging.Logger]:
+    """Has :func:`configure` hold for a block, so that a program called from Python leaves no trace of it."""
+    logger = logging.getLogger("graphkit")
+    before = logger.handlers[:], logger.level, logger.propagate
+    try:
+        yield configure()
+    finally:
+        logger.handlers[:], level, logger.propagate = before
+        logger.setLevel(level)
 
 
 class _Handler(logging.Handler):
@@ -45,17 +61,28 @@ class _Handler(logging.Handler):
         self.stream = stream
 
     def emit(self, record: logging.LogRecord) -> None:
-        stream = self.stream or sys.stderr
+        stream, rank = self.stream or sys.stderr, _rank()
+        if rank and record.levelno < logging.WARNING:
+            return
         try:
+            text = f"[rank {rank}] {self.format(record)}" if rank else self.format(record)
             if stream.isatty():
                 from tqdm import tqdm
 
-                tqdm.write(self.format(record), file=stream)
+                tqdm.write(text, file=stream)
             else:
-                stream.write(self.format(record) + "\n")
+                stream.write(text + "\n")
                 stream.flush()
         except Exception:
             self.handleError(record)
+
+
+def _rank() -> int:
+    """This process's rank; before there is a process group, what torchrun says it will be."""
+    rank, world = rank_and_world()
+    if world == 1 and "TORCHELASTIC_RUN_ID" in os.environ:
+        return int(os.environ.get("RANK", "0"))
+    return rank
 
 
 class RunLogger:

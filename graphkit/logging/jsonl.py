@@ -43,11 +43,18 @@ class MetricsLog:
             raise UserError(f"can't write {self.path}: {error}") from error
 
     def position(self) -> int:
-        """Flushes to disk and returns the length in bytes, for a checkpoint to remember."""
+        """Flushes to disk and returns the length in bytes, for a checkpoint to remember.
+
+        Raises:
+            UserError: The file can't be written.
+        """
         if self._file is None:
             return self.path.stat().st_size if self.path.exists() else 0
-        os.fsync(self._file.fileno())
-        return self._file.tell()
+        try:
+            os.fsync(self._file.fileno())
+            return self._file.tell()
+        except OSError as error:
+            raise UserError(f"can't write {self.path}: {error}") from error
 
     def rewind(self, position: int) -> None:
         """Drops what was logged after a checkpoint; the file is replaced whole."""

@@ -11,7 +11,7 @@ def require_positive(name: str, value: int) -> None:
         raise ValueError(f"{name} is {value}; it must be at least 1")
 
 
-def require_rate(name: str, value: float) -> None:
-    """Raises ValueError unless ``value`` is a probability less than 1, or 1."""
-    if not 0.0 <= value <= 1.0:
-        raise ValueError(f"{name} is {value}; it must lie in [0, 1]")
+def require_rate(name: str, value: float, *, below_one: bool = False) -> None:
+    """Raises ValueError unless ``value`` lies in [0, 1], or in [0, 1) where all must not be dropped."""
+    if not 0.0 <= value <= 1.0 or (below_one and value == 1.0):
+        raise ValueError(f"{name} is {value}; it must lie in [0, 1{')' if below_one else ']'}")

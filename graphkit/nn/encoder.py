@@ -133,7 +133,8 @@ class GraphEncoder(nn.Module):
         conv: The convolution.
         num_embeddings: Rows of the embedding table where there are no features.
         layer_norm: Normalise between weighted convolutions.
-        residual: Add a layer's input to its output where widths agree.
+        residual: Add a layer's input to its output; not to that of a weighted encoder's first layer, whose
+            input are raw features.
         jumping: Return the weighted sum :math:`\sum_l a_l x_l` of all layers' outputs, ``a`` learnt.
         feature_dropout: Dropout on the raw features.
         dropout: Dropout after the input layer and between weighted convolutions.
@@ -170,8 +171,8 @@ class GraphEncoder(nn.Module):
         require_positive("hidden_channels", hidden_channels)
         for name, rate in (("feature_dropout", feature_dropout), ("dropout", dropout)):
             require_rate(name, rate)
-        for name, rate in (("tail_dropout", tail_dropout), ("edge_dropout", edge_dropout)):
-            require_rate(name, rate)
+        require_rate("tail_dropout", tail_dropout)
+        require_rate("edge_dropout", edge_dropout, below_one=True)
         if num_layers < 0:
             raise ValueError(f"num_layers is {num_layers}; it must be at least 0")
         if in_channels is None and num_embeddings is None:
@@ -210,6 +211,10 @@ class GraphEncoder(nn.Module):
         for module in (self.input, *self.convs, *self.norms):
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
+        for conv in self.convs:
+            assert isinstance(conv, FeatureLinear)
+            nn.init.xavier_uniform_(conv.weight)
+            nn.init.zeros_(conv.bias)
         if isinstance(self.input, nn.Embedding):
             nn.init.orthogonal_(self.input.weight)
         if self.jumping is not None:
@@ -238,7 +243,9 @@ class GraphEncoder(nn.Module):
                 y = propagate(conv.project(h), kept, self.aggregation, value) + conv.bias
                 if layer < len(self.norms):
                     y = self.norms[layer](y)
-            h = y + h if self.residual and isinstance(h, Tensor) and h.shape == y.shape else y
+            # a weighted encoder's first layer starts from raw features, which may be sparse: nothing to add
+            raw = not self.pure and layer == 0 and not isinstance(self.input, nn.Embedding)
+            h = y + h if self.residual and not raw and isinstance(h, Tensor) else y
             outputs.append(h)
         assert isinstance(h, Tensor)
         return h if self.jumping is None else _weighted_sum(self.jumping, outputs)

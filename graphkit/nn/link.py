@@ -65,8 +65,16 @@ class PairPredictor(nn.Module):
             head += [nn.Linear(width, width), activation(width, dropout, norm)]
         self.head = nn.Sequential(*head, nn.Linear(width, 1))
 
-    def structure(self, graph: CSRGraph, edge_label_index: Tensor) -> PairStructure | None:
-        """Returns what the scores need of the graph, for pairs that are scored again and again."""
+    def structure(
+        self, graph: CSRGraph, edge_label_index: Tensor, max_bytes: int | None = None
+    ) -> PairStructure | None:
+        """Returns what the scores need of the graph, for pairs that are scored again and again.
+
+        Args:
+            graph: Sorted rows.
+            edge_label_index: ``[2, B]`` int64.
+            max_bytes: Leave out what can be left out beyond this size.
+        """
         return None
 
     def forward(
@@ -101,9 +109,11 @@ class LinkModel(nn.Module):
         """Returns the logit of each pair ``[2, B]``, ``[B]``."""
         return self.predictor(h, graph, edge_label_index, structure)
 
-    def structure(self, graph: CSRGraph, edge_label_index: Tensor) -> PairStructure | None:
+    def structure(
+        self, graph: CSRGraph, edge_label_index: Tensor, max_bytes: int | None = None
+    ) -> PairStructure | None:
         """Returns what :meth:`score` may be handed again for the same graph and pairs."""
-        return self.predictor.structure(graph, edge_label_index)
+        return self.predictor.structure(graph, edge_label_index, max_bytes)
 
     def forward(
         self,

@@ -7,6 +7,7 @@ evaluation pairs are computed once and kept.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ __all__ = [
     "PairStructure",
     "Rows",
     "candidate_pairs",
+    "concat_rows",
     "drop_self_candidates",
     "hash_uniform",
     "merge_rows",
@@ -154,6 +156,21 @@ def merge_rows(*lists: Rows) -> Rows:
     return Rows(ptr, node, torch.cat(weights)[source])
 
 
+def concat_rows(lists: Sequence[Rows]) -> Rows:
+    """Puts lists of pairs one below the other."""
+    ptr = [torch.zeros(1, dtype=torch.int64, device=lists[0].ptr.device)]
+    for rows in lists:
+        ptr.append(rows.ptr[1:] + ptr[-1][-1])
+    weights = [rows.weight for rows in lists if rows.weight is not None]
+    if weights and len(weights) < len(lists):
+        weights = [
+            rows.weight if rows.weight is not None else torch.ones(rows.node.numel()) for rows in lists
+        ]
+    return Rows(
+        torch.cat(ptr), torch.cat([rows.node for rows in lists]), torch.cat(weights) if weights else None
+    )
+
+
 def drop_self_candidates(pairs: Tensor, structure: PairStructure) -> PairStructure:
     """Removes the candidate ``(j, j)`` (and ``(i, i)``) that appears where a target is itself an edge."""
     if structure.only_i is None or structure.only_j is None:
@@ -187,6 +204,8 @@ def sample_rows(rows: Rows, limit: int, seed: Tensor, *, replace: bool = False) 
         seed: ``[B]`` int64, one seed a row.
         replace: Draw with replacement, as the NCN authors' code does; without, the variance is smaller.
     """
+    if limit < 1:
+        raise ValueError(f"limit is {limit}; it must be at least 1")
     lengths = rows.lengths()
     long = lengths > limit
     if not bool(long.any()):

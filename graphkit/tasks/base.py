@@ -7,6 +7,7 @@ predictions. The trainer drives it and knows nothing else. Every batch is a pure
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, NamedTuple
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from graphkit.data import Benchmark
+from graphkit.errors import UserError
 
 __all__ = ["Loss", "Task", "derive_seed", "generator"]
 
@@ -99,4 +101,34 @@ class Task(ABC):
 
     @abstractmethod
     def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
-        """Returns the metrics of a split (``"valid"`` or ``"test"``); draws no random numbers."""
+        """Returns the metrics of one of :attr:`evaluation_splits`; draws no random numbers."""
+
+    @property
+    def evaluation_splits(self) -> tuple[str, ...]:
+        """The splits that :meth:`evaluate` takes; by default all but the training split."""
+        return tuple(split for split in self.benchmark.splits if split != "train")
+
+    def check_split(self, split: str) -> None:
+        """Raises :class:`~graphkit.errors.UserError` if a split can't be evaluated."""
+        if split not in self.evaluation_splits:
+            known = " or ".join(self.evaluation_splits)
+            raise UserError(f"{self.benchmark.name} can't be evaluated on split '{split}'; take {known}")
+
+    @classmethod  # noqa: B027 - no arguments is a sensible default
+    def add_predict_arguments(cls, parser: argparse._ActionsContainer) -> None:
+        """Adds the arguments of ``predict`` that are this task's own; by default none.
+
+        None of them may be positional or required: :meth:`predict` says what is missing.
+        """
+
+    def predict(self, model: nn.Module, options: argparse.Namespace) -> tuple[list[str], list[list[str]]]:
+        """Returns header and rows of the predictions that ``options`` ask for, as text.
+
+        Args:
+            model: In evaluation mode.
+            options: What :meth:`add_predict_arguments` added, parsed.
+
+        Raises:
+            UserError: The request can't be met; by default every one.
+        """
+        raise UserError(f"task '{self.name}' has no predictions to write; use graphkit.load in Python")

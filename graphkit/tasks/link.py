@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from graphkit.errors import UserError
 from graphkit.registry import register_task
 from graphkit.sampling import NegativeSampler
 from graphkit.sparse import CSRGraph, SparseRows
+from graphkit.tasks import link_prediction
 from graphkit.tasks.base import Loss, Task, generator
 
 __all__ = ["LinkBatch", "LinkModelProtocol", "LinkTask"]
@@ -106,10 +109,16 @@ class LinkTask(Task):
         self.x = _features(data.x).to(self.device) if data.x is not None else None
         self.train_edges = benchmark.splits["train"]["pos_edge_label_index"].to(self.device)
         self.edge_ids = self.graph.find_edges(self.train_edges)
-        self._occurrences = torch.bincount(self.edge_ids.clamp(min=0), minlength=self.graph.edges.size(1))
+        if bool((self.edge_ids < 0).any()):
+            raise UserError(
+                f"{benchmark.name}: {int((self.edge_ids < 0).sum())} training edges are self loops or "
+                "missing from the graph that messages pass over; remove them from the split"
+            )
+        self._occurrences = torch.bincount(self.edge_ids, minlength=self.graph.edges.size(1))
         self._negatives = NegativeSampler(self.graph.edges, self.graph.num_nodes)
         self._epoch: tuple[int, Tensor, Tensor] | None = None
-        self._fixed: dict[str, _Fixed] = {}
+        self._fixed: WeakKeyDictionary[nn.Module, dict[str, _Fixed]] = WeakKeyDictionary()
+        self._cached_bytes = 0
 
     def check(self, model: nn.Module) -> None:
         if not isinstance(model, LinkModelProtocol):
@@ -154,10 +163,33 @@ class LinkTask(Task):
     @torch.no_grad()
     def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
         parts = self.benchmark.splits[split]
+        if "neg_edge_label_index" not in parts:
+            raise UserError(
+                f"{self.benchmark.name} has no negatives for its {split} split; evaluate valid or test"
+            )
         positive, negative = parts["pos_edge_label_index"], parts["neg_edge_label_index"]
-        scores = self._score_fixed(model, split, torch.cat([positive, negative], dim=1))
+        scores = self._score_fixed(model, split, torch.cat([positive, negative.flatten(1)], dim=1))
         count = positive.size(1)
-        return self.benchmark.evaluator(scores[:count], scores[count:])
+        # negatives of their own for each positive ([2, P, K]) are ranked positive by positive
+        return self.benchmark.evaluator(scores[:count], scores[count:].reshape(negative.shape[1:]))
+
+    @property
+    def evaluation_splits(self) -> tuple[str, ...]:
+        splits = self.benchmark.splits
+        return tuple(split for split in splits if "neg_edge_label_index" in splits[split])
+
+    def check_split(self, split: str) -> None:
+        if split == "train" and split not in self.evaluation_splits:
+            known = " or ".join(self.evaluation_splits)
+            raise UserError(f"{self.benchmark.name} has no negatives for its training split; take {known}")
+        super().check_split(split)
+
+    @classmethod
+    def add_predict_arguments(cls, parser: argparse._ActionsContainer) -> None:
+        link_prediction.add_arguments(parser)
+
+    def predict(self, model: nn.Module, options: argparse.Namespace) -> tuple[list[str], list[list[str]]]:
+        return link_prediction.predict(self, model, options)
 
     @torch.no_grad()
     def score(self, model: nn.Module, pairs: Tensor) -> Tensor:
@@ -220,18 +252,18 @@ class LinkTask(Task):
         graph = self.test_graph if split == "test" else self.graph
         model.eval()
         h = model.encode(self.x, graph)  # type: ignore[operator]
-        known = self._fixed.get(split)
-        if known is None:
-            known = self._fixed[split] = _Fixed(pairs.to(self.device), [])
-        scores, kept = [], 0
+        splits = self._fixed.setdefault(model, {})
+        known = splits.setdefault(split, _Fixed(pairs.to(self.device), []))
+        build = getattr(model, "structure", None)
+        scores = []
         for number, part in enumerate(known.pairs.split(self.eval_batch_size, dim=1)):
-            if number < len(known.structure):
-                structure = known.structure[number]
-            else:
-                build = getattr(model, "structure", None)
-                structure = build(graph, part) if build is not None and self.cache_bytes > 0 else None
-                kept += _nbytes(structure)
-                known.structure.append(structure if kept <= self.cache_bytes else None)
+            if number == len(known.structure):
+                left = self.cache_bytes - self._cached_bytes
+                structure = build(graph, part, left) if build is not None and left > 0 else None
+                size = _nbytes(structure)
+                self._cached_bytes += size if size <= left else 0
+                known.structure.append(structure if size <= left else None)
+            structure = known.structure[number]
             scores.append(model.score(h, graph, part, structure))  # type: ignore[operator]
         return torch.cat(scores).float().cpu()
 

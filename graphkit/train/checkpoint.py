@@ -37,7 +37,7 @@ import safetensors
 from torch import Tensor
 
 from graphkit.errors import UserError
-from graphkit.files import atomic_write
+from graphkit.files import atomic_write, sync_folder
 from graphkit.train.tensors import pack, read_tensors, tensor_bytes, unpack
 
 __all__ = [
@@ -131,7 +131,7 @@ class CheckpointStore:
             fault_point("before rename")
             os.rename(temporary, self.folder / name)
             fault_point("after rename")
-            _flush_folder(self.folder)
+            sync_folder(self.folder)
             atomic_write(self.folder / "last", name + "\n")
             fault_point("between pointers")
             if snapshot.best is not None:
@@ -166,7 +166,7 @@ class CheckpointStore:
             fault_point(f"after {name}")
         write_flushed(folder / "MANIFEST.json", _manifest_text(listing).encode())
         fault_point("after MANIFEST.json")
-        _flush_folder(folder)
+        sync_folder(folder)
 
     def _free_name(self, updates: int) -> str:
         name, again = f"step-{updates:08d}", 0
@@ -234,7 +234,7 @@ def read_checkpoint(folder: Path) -> Snapshot:
     """Verifies and reads one checkpoint.
 
     Raises:
-        DamagedError: A file is missing, additional, cut short, changed or unreadable.
+        DamagedError: A file is missing, additional (and not hidden), cut short, changed or unreadable.
         UserError: The format is newer than this version of graphkit.
     """
     files = _verified_files(folder)
@@ -293,7 +293,9 @@ def _verified_files(folder: Path) -> dict[str, bytes]:
         text = (folder / "MANIFEST.json").read_text()
         listing = json.loads(text)["files"]
         genuine = text == _manifest_text(listing)
-        present = {path.name for path in folder.iterdir()} - {"MANIFEST.json"}
+        # Hidden files (.DS_Store, ._*, .nfs*) are a file manager's or a file system's, and no harm.
+        present = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+        present.discard("MANIFEST.json")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{folder / 'MANIFEST.json'} can't be read ({error})") from error
     if not genuine:
@@ -320,16 +322,6 @@ def _manifest_text(listing: dict[str, Any]) -> str:
     """The manifest with its own hash, in the only spelling that is accepted."""
     digest = hashlib.sha256(json.dumps(listing, sort_keys=True).encode()).hexdigest()
     return json.dumps({"files": listing, "sha256": digest}, sort_keys=True, indent=1) + "\n"
-
-
-def _flush_folder(folder: Path) -> None:
-    """Makes names in a folder durable, where the system can."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _order(name: str) -> tuple[int, int] | None:

@@ -181,7 +181,10 @@ def fail_step(trainer: Trainer, loss: float, norms: list[float]) -> NoReturn:
         raise NonFiniteError(f"{what}; no parameter was changed")
     folder = trainer.run.failures / f"step-{trainer.state.updates}"
     if trainer.rank == 0:
-        dump_step(folder, trainer, epoch, step, found)
+        try:
+            dump_step(folder, trainer, epoch, step, found)
+        except OSError as error:
+            raise NonFiniteError(f"{what}; no parameter was changed; no dump in {folder}: {error}") from error
     raise NonFiniteError(
         f"{what}; no parameter was changed; replay: python scripts/train.py --replay {folder}", folder
     )

@@ -26,12 +26,20 @@ from graphkit.config import RunConfig
 from graphkit.environment import rank_and_world
 from graphkit.errors import UserError, did_you_mean
 from graphkit.logging import RunLogger
-from graphkit.run import Run
+from graphkit.run import Run, refuse_extension
 from graphkit.tasks.base import Task, derive_seed
 from graphkit.train import ranks
 from graphkit.train.checkpoint import CheckpointStore
+from graphkit.train.denormal import flushed_denormals
 from graphkit.train.guard import SignalGuard, Stopped, fail_step
-from graphkit.train.optim import build_optimizer, gradient_norms, lr_factor, scale_gradients, set_lr
+from graphkit.train.optim import (
+    build_optimizer,
+    gradient_norms,
+    lr_factor,
+    parameter_groups,
+    scale_gradients,
+    set_lr,
+)
 from graphkit.train.result import Result, make_result
 from graphkit.train.snapshot import put_back, take_snapshot
 from graphkit.train.state import TrainState, deterministic, reseed
@@ -67,9 +75,7 @@ class Trainer:
         *,
         log_steps: int = 50,
     ) -> None:
-        task.check(model)
-        if config.train.precision == "fp16" and task.device.type != "cuda":
-            raise UserError(f"train.precision fp16 needs a CUDA device, not {task.device.type}; use bf16")
+        self.check(model, task, config)
         self.model, self.task, self.config, self.run = model.to(task.device), task, config, run
         self.log_steps = log_steps
         self.device = task.device
@@ -81,14 +87,28 @@ class Trainer:
         self.state = TrainState()
         self.store = CheckpointStore(run.checkpoints, config.train.keep) if run else None
         self.best: dict[str, Tensor] = {}
+        self.fingerprint: str | None = None
         self._saved: tuple[int, int] | None = None
         self._begun = 0.0
+
+    @staticmethod
+    def check(model: nn.Module, task: Task, config: RunConfig) -> None:
+        """Complains of what the constructor would refuse; nothing is moved, made or written.
+
+        Raises:
+            UserError: The model doesn't suit the task, or the configuration the model or the device.
+        """
+        task.check(model)
+        if config.train.precision == "fp16" and task.device.type != "cuda":
+            raise UserError(f"train.precision fp16 needs a CUDA device, not {task.device.type}; use bf16")
+        parameter_groups(model, config.optim)
 
     def fit(self) -> Result:
         """Trains from the last checkpoint, or the start, to the end; then evaluates the best weights.
 
-        Test is looked at once, here. Afterwards the model holds the best weights. A finished run only gives
-        back its stored result; the model stays as it is (see :func:`~graphkit.train.checkpoint.load_best`).
+        Test is looked at once, here; afterwards the model holds the best weights. A finished run can't be
+        given more epochs. It only gives back its stored result; the model stays as it is (see
+        :func:`~graphkit.train.checkpoint.load_best`).
 
         Returns:
             Metrics of validation and test, and the facts beside them.
@@ -106,6 +126,7 @@ class Trainer:
             if stored is not None:
                 return stored
             stack.enter_context(deterministic(self.config.train.deterministic))
+            stack.enter_context(flushed_denormals())
             guard = stack.enter_context(SignalGuard(self.config.train.max_minutes))
             stack.callback(self.logger.close)
             self._resume()
@@ -142,7 +163,8 @@ class Trainer:
         assert self.optimizer is not None
         state, started = self.state, time.perf_counter()
         position = state.epoch + state.step / self.steps
-        rates = set_lr(self.optimizer, lr_factor(self.config.optim, position, self.config.train.epochs))
+        epochs = self.config.train.epochs
+        rates = set_lr(self.optimizer, lr_factor(self.config.optim, position, epochs, self.steps))
         loss, norms, divisor = self.gradients(state.epoch, state.step)
         overflow = self.scaler is not None and math.isfinite(loss) and not all(map(math.isfinite, norms))
         if not overflow and not (math.isfinite(loss) and all(map(math.isfinite, norms))):
@@ -317,6 +339,7 @@ class Trainer:
     def _resume(self) -> None:
         """Puts back the last good checkpoint, if there is one."""
         self._begun = time.perf_counter()
+        self.fingerprint = getattr(self.task.benchmark, "fingerprint", None)
         if self.store is not None and self.optimizer is not None:
             snapshot = self.store.load(repair=True) if self.rank == 0 else None
             ranks.barrier()  # damaged checkpoints are out of the way
@@ -340,7 +363,9 @@ class Trainer:
             return None
         result = Result.from_dict(stored)
         over = self.optimizer is None or result.stopped_early or result.epochs >= self.config.train.epochs
-        return result if over else None
+        if not over:  # prolonged by an earlier version of graphkit, which looked at test again
+            refuse_extension(str(self.run.folder) if self.run else "the run", result.epochs)
+        return result
 
     def tick(self) -> None:
         """Adds the time since the last call to the run's total."""

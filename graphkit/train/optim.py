@@ -76,10 +76,11 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
     return kind(groups, **common)
 
 
-def lr_factor(config: OptimConfig, position: float, epochs: int) -> float:
+def lr_factor(config: OptimConfig, position: float, epochs: int, steps: int) -> float:
     """Returns what the learning rates are multiplied by, a function of the position alone.
 
-    With ``w`` warm-up epochs, ``E`` epochs and the end ratio ``r``: ``t / w`` while ``t < w``; then
+    With ``w`` warm-up epochs, ``E`` epochs, ``S`` steps an epoch and the end ratio ``r``: while ``t < w``,
+    ``(t + 1 / S) / w``, which is ``(step + 1) / warm-up steps``, so that the first step moves too; then
     1 (constant), ``r + (1 - r) (1 + cos(pi u)) / 2`` (cosine) or ``1 - (1 - r) u`` (linear), where
     ``u = (t - w) / (E - w)``.
 
@@ -87,10 +88,11 @@ def lr_factor(config: OptimConfig, position: float, epochs: int) -> float:
         config: Schedule, warm-up and end ratio.
         position: ``t``, epochs done, with the fraction of the present one.
         epochs: ``E``, epochs in all.
+        steps: ``S``, steps of an epoch.
     """
     warmup = config.warmup_epochs
     if position < warmup:
-        return position / warmup
+        return min(1.0, (position + 1 / steps) / warmup)
     if config.schedule == "constant":
         return 1.0
     progress = min(1.0, (position - warmup) / max(epochs - warmup, 1e-12))

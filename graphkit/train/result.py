@@ -41,7 +41,7 @@ class Result:
         git: Commit of graphkit and whether its source was changed since.
         command: Command line.
         config_hash: :meth:`graphkit.config.RunConfig.hash`.
-        data: Facts about the data set.
+        data: Facts about the data set, among them its ``fingerprint``.
     """
 
     model: str
@@ -104,7 +104,7 @@ def make_result(trainer: Trainer, valid: dict[str, float], test: dict[str, float
         git=environment.git_state(),
         command=environment.command_line(),
         config_hash=config.hash(),
-        data=dict(benchmark.info),
+        data={**benchmark.info, "fingerprint": trainer.fingerprint},
     )
 
 

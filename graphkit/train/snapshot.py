@@ -28,6 +28,7 @@ def take_snapshot(trainer: Trainer) -> Snapshot:
             "generators": generator_states(),
             "scaler": trainer.scaler.state_dict() if trainer.scaler is not None else None,
             "config_hash": trainer.config.hash(),
+            "fingerprint": trainer.fingerprint,
         },
         config=trainer.config.to_dict(),
         best=trainer.best or None,
@@ -39,7 +40,7 @@ def put_back(trainer: Trainer, snapshot: Snapshot) -> None:
     """Takes a trainer to a snapshot.
 
     Raises:
-        UserError: The snapshot is of another configuration, model or amount of training data.
+        UserError: The snapshot is of another configuration, other data or another model.
     """
     assert trainer.optimizer is not None
     where = str(trainer.run.checkpoints) if trainer.run is not None else "the checkpoint"
@@ -47,6 +48,13 @@ def put_back(trainer: Trainer, snapshot: Snapshot) -> None:
     steps = snapshot.state["steps_per_epoch"]
     if steps != trainer.steps:
         raise UserError(f"{where} has {steps} steps an epoch, now it is {trainer.steps}: the data changed")
+    before, now = snapshot.state.get("fingerprint"), trainer.fingerprint
+    if before is not None and now is not None and before != now:
+        name = trainer.config.dataset_name
+        raise UserError(
+            f"{where} was trained on other data: the fingerprint of '{name}' was {before} and is {now}; put "
+            "that data back or start a new run"
+        )
     try:
         trainer.model.load_state_dict(snapshot.model)
         trainer.optimizer.load_state_dict(snapshot.optimizer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def refusals() -> Iterator[Any]:
 
     train = ["train", "ncn", "--dataset", "digits"]
     yield case("unknown command", ["trains"], "unknown command 'trains'; did you mean 'train'?")
-    yield case("no model", ["train"], "name a model first")
+    yield case("no model", ["train"], "the model comes first")
     yield case("unknown model", ["train", "nnc"], "unknown model 'nnc'; did you mean 'ncn")
     yield case(
         "unknown data set",
@@ -147,6 +148,35 @@ def test_file_in_place_of_the_runs_folder_is_refused(call: Call, tmp_path: Path)
     assert done.code == 2
     assert "can't make a run folder in" in done.complaint
     assert (tmp_path / "runs").read_text() == "in the way"
+
+
+def test_full_disk_ends_with_one_line(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Run, result: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(self.folder / "x"))
+
+    monkeypatch.setattr(Run, "write_result", full)
+    done = call("train", "cn", "--dataset", "digits", "--data.k", 3, "--runs", tmp_path)
+    assert done.code == 2
+    assert done.complaint.endswith("/x: No space left on device; nothing more was written")
+
+
+def test_other_errors_of_the_system_are_not_hidden(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(self: Run, result: object) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "x")
+
+    monkeypatch.setattr(Run, "write_result", missing)
+    with pytest.raises(FileNotFoundError):
+        call("train", "cn", "--dataset", "digits", "--data.k", 3, "--runs", tmp_path)
+
+
+def test_more_epochs_for_a_finished_run_are_refused(call: Call, trained: Path) -> None:
+    before = config_of(trained)
+    done = call("train", "--resume", trained, "--train.epochs", 2)
+    assert done.code == 2
+    assert "is finished after 1 epochs" in done.complaint
+    assert config_of(trained) == before
 
 
 def test_run_in_use_is_refused(call: Call, trained: Path) -> None:

@@ -76,7 +76,7 @@ def test_reproduce_records_its_result_in_the_recipe(call: Call, tmp_path: Path, 
     ours = content["expected"]["ours"]
     results = [json.loads((folder / "result.json").read_text()) for folder in run_folders(tmp_path / "runs")]
     assert ours["seeds"] == [0, 1]
-    assert sorted(ours["per_seed"]) == sorted(round(100 * r["test"]["hits@100"], 2) for r in results)
+    assert sorted(ours["per_seed"]) == sorted(round(100 * r["test"]["hits@100"], 4) for r in results)
     assert "reproduce.py ncn/digits" in ours["command"]
     assert content["expected"]["paper"]["mean"] == 1.0
     assert {key: content[key] for key in TINY} == TINY
@@ -89,3 +89,32 @@ def test_reproduce_fails_where_the_result_falls_short(call: Call, tmp_path: Path
     done = call("reproduce", "ncn/digits", "--runs", tmp_path / "runs", "--seeds", "1", "--device", "cpu")
     assert done.code == 1
     assert "worse" in done.out
+
+
+def commits(runs: Path, git: dict[str, Any]) -> None:
+    for folder in run_folders(runs):
+        result = json.loads((folder / "result.json").read_text())
+        (folder / "result.json").write_text(json.dumps({**result, "git": git}))
+
+
+def test_reproduce_says_that_reused_runs_are_of_another_commit(
+    call: Call, tmp_path: Path, tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    present = {"commit": "a" * 40, "dirty": False}
+    monkeypatch.setattr("graphkit.environment.git_state", lambda: present)
+    runs = tmp_path / "runs"
+    again = ["reproduce", "ncn/digits", "--runs", runs, "--record", "--device", "cpu"]
+    assert "--fresh" not in call(*again).err
+    assert "--fresh" not in call(*again).err  # reused, of this commit
+    commits(runs, {"commit": "b" * 40, "dirty": True})
+    done = call(*again)
+    lines = [line for line in done.err.splitlines() if "--fresh" in line]
+    assert len(lines) == 1
+    assert f"2 of 2 results are of finished runs at commit {'b' * 12}+dirty, not {'a' * 12};" in lines[0]
+    ours = yaml.safe_load(tiny_recipe.read_text())["expected"]["ours"]
+    assert ours["commit"] == ["b" * 12 + "+dirty"]
+
+    assert call(*again, "--fresh").code == 0
+    assert len(run_folders(runs)) == 4
+    ours = yaml.safe_load(tiny_recipe.read_text())["expected"]["ours"]
+    assert ours["commit"] == ["a" * 12]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,28 @@ def test_evaluate_of_the_training_split_is_refused(call: Call, trained: Path) ->
     assert "no negatives for its training split" in done.complaint
 
 
+@pytest.mark.parametrize(("factor", "code"), [(1 + 1e-6, 0), (1 + 1e-3, 1)])
+def test_evaluate_names_the_metric_that_differs(
+    call: Call, trained: Path, tmp_path: Path, factor: float, code: int
+) -> None:
+    run = shutil.copytree(trained, tmp_path / "ncn-digits" / "copy")
+    result = json.loads((run / "result.json").read_text())
+    result["test"]["hits@100"] *= factor
+    (run / "result.json").write_text(json.dumps(result))
+    done = call("evaluate", run, "--device", "cpu")
+    assert done.code == code
+    assert json.loads(done.out)["split"] == "test"
+    if code:
+        assert "result.json: hits@100 is " in done.complaint
+        assert "mrr" not in done.complaint
+
+
+def test_evaluate_of_an_unknown_split_is_refused(call: Call, trained: Path) -> None:
+    done = call("evaluate", trained, "--split", "tset")
+    assert done.code == 2
+    assert "digits can't be evaluated on split 'tset'; take valid or test" in done.complaint
+
+
 def rows_of(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(text.splitlines()))
 
@@ -82,7 +105,9 @@ def test_predict_lists_the_likeliest_new_neighbours(call: Call, trained: Path) -
         assert float(row["probability"]) == pytest.approx(float(torch.tensor(logit).sigmoid()), abs=1e-5)
 
 
-@pytest.mark.parametrize("text", ["source,target\n1,2\n3,4\n", "1,2\n3,4\n", "1\t2\n\n3\t4", "1, 2\n 3,4\n"])
+@pytest.mark.parametrize(
+    "text", ["source,target\n1,2\n3,4\n", "1,2\n3,4\n", "1\t2\n\n3\t4", "1, 2\n 3,4\n", "1 2\n3 4\n"]
+)
 def test_predict_scores_the_pairs_of_a_file(call: Call, trained: Path, tmp_path: Path, text: str) -> None:
     (tmp_path / "pairs.csv").write_text(text)
     done = call("predict", trained, "--pairs", tmp_path / "pairs.csv")
@@ -102,6 +127,8 @@ def test_predict_writes_a_file_on_request(call: Call, trained: Path, tmp_path: P
     ("text", "hint"),
     [
         ("1,2\n3\n", "pairs.csv, line 2: two nodes expected"),
+        ("1,2\n3,,4\n", "pairs.csv, line 2: two nodes expected, got 3 columns"),
+        ("l,2\n3,4\n", "pairs.csv, line 1: 'l' is no node id"),
         ("source,target\n1,x\n", "pairs.csv, line 2: 'x' is no node id"),
         ("1,2\n--5,3\n", "pairs.csv, line 2: '--5' is no node id"),
         ("1,2\n²,3\n", "pairs.csv, line 2: '²' is no node id"),
@@ -154,6 +181,43 @@ def test_own_graph_is_trained_and_predicted_by_node_name(call: Call, tmp_path: P
     assert {row["target"] for row in rows} <= set(names[:30])
     done = call("predict", run, "--source", "nobody", "--data-root", tmp_path / "data")
     assert "the graph has no node 'nobody'" in done.complaint
+    for text, code, hint in (
+        ("source,target\nn1,n2\n", 0, ""),
+        ("n1 n2\n", 0, ""),
+        ("n1x,n2\nn1,n2\n", 2, "pairs.csv, line 1: the graph has no node 'n1x'"),
+        ("n1,,n2\n", 2, "pairs.csv, line 1: two nodes expected"),
+    ):
+        (tmp_path / "pairs.csv").write_text(text)
+        done = call("predict", run, "--pairs", tmp_path / "pairs.csv", "--data-root", tmp_path / "data")
+        assert (done.code, hint in done.err) == (code, True)
+        assert code == 2 or [row["target"] for row in rows_of(done.out)] == ["n2"]
+    with open(tmp_path / "friends.csv", "a") as file:
+        file.write("n0,n9\n")
+    done = call("predict", run, "--source", "n1")
+    assert done.code == 2
+    assert "data set 'custom' is no longer what" in done.complaint
+
+
+def test_predict_saves_in_the_run_on_request(call: Call, trained: Path) -> None:
+    printed = call("predict", trained, "--source", 3, "--top", 2).out
+    saved = [call("predict", trained, "--source", 3, "--top", 2, "--save") for _ in range(2)]
+    files = sorted((trained / "predictions").glob("*.csv"))
+    assert [done.code for done in saved] == [0, 0]
+    assert [file.read_text() for file in files] == [printed, printed]
+    assert f"2 rows written to {files[0]}" in "".join(done.out for done in saved)
+    assert "not allowed with" in call("predict", trained, "--source", 3, "--save", "--out", "x").complaint
+
+
+def test_predict_takes_options_before_the_run(call: Call, trained: Path) -> None:
+    after = call("predict", trained, "--source", 3, "--top", 2)
+    assert call("predict", "--source", 3, "--top", 2, trained).out == after.out
+
+
+def test_scores_of_a_heuristic_are_no_probabilities(call: Call, tmp_path: Path) -> None:
+    assert call("train", "aa", "--dataset", "digits", "--data.k", 3, "--runs", tmp_path).code == 0
+    done = call("predict", only_run(tmp_path), "--source", 3, "--top", 2)
+    assert done.code == 0
+    assert list(rows_of(done.out)[0]) == ["source", "target", "score"]
 
 
 def test_list_shows_every_model_data_set_and_recipe(call: Call) -> None:
@@ -167,6 +231,30 @@ def test_list_takes_a_pattern(call: Call) -> None:
     first_words = [line.split()[0] for line in call("list", "ncn*").out.splitlines() if line.strip()]
     assert {"ncn", "ncnc", "ncnc/cora"} <= set(first_words)
     assert {"gae", "cora", "gae/cora"}.isdisjoint(first_words)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "hint"),
+    [
+        ("zzz", "no model, data set or recipe matches 'zzz'"),
+        ("zzz*", "no model, data set or recipe matches 'zzz*'"),
+        ("ncnn", "matches 'ncnn'; did you mean 'ncn'?"),
+    ],
+)
+def test_list_of_nothing_is_refused(call: Call, pattern: str, hint: str) -> None:
+    done = call("list", pattern)
+    assert (done.code, done.out) == (2, "")
+    assert hint in done.complaint
+
+
+def test_show_describes_a_task(call: Call) -> None:
+    done = call("show", "link")
+    assert done.code == 0
+    for text in ("task link\n", "graphkit.tasks.link.LinkTask", "ncnc", "digits"):
+        assert text in done.out
+    table = done.out[done.out.index("parameter  ") :]
+    assert re.search(r"^remove_targets +bool +True", table, re.MULTILINE)
+    assert not re.search(r"^(benchmark|seed|device) ", table, re.MULTILINE)
 
 
 def test_show_describes_a_model(call: Call) -> None:

@@ -93,9 +93,10 @@ def test_arrays(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("", "lists no edges"),
-        ("a,b\nb,c\nb\n", "e.csv, line 3: 1 columns"),
-        ("a,b\n\n# x\nb,c,1\n", r"e.csv, line 4: 3 columns \(b, c, 1\)"),
-        ("a,b\nb,\n", "e.csv, line 2: an end of the edge is empty"),
+        ("a,b\nb,c\nb\n", "e.csv, line 3: two nodes expected, got 1 columns"),
+        ("source,target\n", "lists no edges"),
+        ("a,b\n\n# x\nb,c,1\n", r"e.csv, line 4: two nodes expected, got 3 columns \(b, c, 1\)"),
+        ("a,b\nb,\n", "e.csv, line 2: two nodes expected, an end of the edge is empty"),
         ('a,b\n"b,c\n', "e.csv isn't a proper table: .*line 2"),
     ],
 )
@@ -216,7 +217,7 @@ def test_options(tmp_path: Path, club: dict[str, str]) -> None:
     assert sum(part["index"].numel() for part in node.splits.values()) == 100
     assert torch.allclose(node.data.x.sum(1), torch.ones(120))
     assert node.info["classes"] == ["x", "y", "z"]
-    with pytest.raises(UserError, match=r"needs its edges: --dataset\.edges"):
+    with pytest.raises(UserError, match=r"needs its edges: --data\.edges"):
         load_dataset("custom", root=root)
     with pytest.raises(UserError, match="needs labels"):
         load_dataset("custom", root=root, task="node", edges=edges)

@@ -16,11 +16,11 @@ import torch
 from scipy.sparse import csr_matrix
 
 from graphkit import files
-from graphkit.data import load_dataset
+from graphkit.data import Benchmark, load_dataset
 from graphkit.datasets import planetoid
 from graphkit.datasets.planetoid import PARTS, Published, read_planetoid
-from graphkit.datasets.splits import undirected_edges
 from graphkit.errors import UserError
+from graphkit.sparse import undirected_edges
 
 NODES, KNOWN, TEST = 1700, 600, 1100  # test nodes, of which a few have no row
 
@@ -73,6 +73,15 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cora" / "raw"
 
 
+@pytest.fixture
+def real(test_data: Path, tmp_path: Path) -> Path:
+    """A root with copies of the real files, where a cache may be written."""
+    for name in ("cora", "citeseer"):
+        raw = Path("planetoid") / name / "raw"
+        shutil.copytree(test_data / raw, tmp_path / raw)
+    return tmp_path
+
+
 def pyg(folder: Path, name: str) -> dict[str, torch.Tensor]:
     """Reads the files as PyG does. Its rule for missing test rows goes by the name Citeseer."""
     from torch_geometric.io import read_planetoid_data
@@ -117,10 +126,10 @@ def test_real_files_equal_pyg(test_data: Path, name: str) -> None:
     ],
 )
 def test_published_counts(
-    test_data: Path, name: str, nodes: int, edges: int, features: int, classes: int, sizes: list[int]
+    real: Path, name: str, nodes: int, edges: int, features: int, classes: int, sizes: list[int]
 ) -> None:
-    link = load_dataset(name, root=test_data)
-    node = load_dataset(name, root=test_data / "planetoid", task="node")
+    link = load_dataset(name, root=real)
+    node = load_dataset(name, root=real / "planetoid", task="node")
     assert (link.data.num_nodes, link.spec.in_channels) == (nodes, features)
     assert node.spec.num_classes == classes
     assert undirected_edges(node.data.edge_index, nodes).size(1) == edges
@@ -164,8 +173,8 @@ def test_nothing_leaks(tiny: Path, split: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["cora", "citeseer"])
-def test_nothing_leaks_from_real_data(test_data: Path, name: str) -> None:
-    no_leak(test_data, name, "ncn")
+def test_nothing_leaks_from_real_data(real: Path, name: str) -> None:
+    no_leak(real, name, "ncn")
 
 
 def test_the_seed_decides(tiny: Path) -> None:
@@ -197,6 +206,37 @@ def test_options(tiny: Path) -> None:
     assert few.info["test"] == few.info["test_neg"] == int(few.info["edges"] * 0.1)
     with pytest.raises(UserError, match="unknown split 'nc'; did you mean 'ncn'"):
         load_dataset("cora", root=root, split="nc")
+
+
+def same(a: Benchmark, b: Benchmark) -> bool:
+    return all(torch.equal(a.data[key], b.data[key]) for key in ("x", "y", "edge_index"))
+
+
+def test_pickles_are_read_once(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tiny.parents[1]
+    first = load_dataset("cora", root=root, task="node")
+    assert len(list((root / "cora" / "processed").glob("*.safetensors"))) == 1
+
+    def refuse(path: Path) -> None:
+        raise AssertionError(f"{path} is unpickled again")
+
+    monkeypatch.setattr(planetoid, "_unpickle", refuse)
+    again = load_dataset("cora", root=root, task="node")
+    assert same(first, again)
+    assert all(torch.equal(first.splits[part]["index"], again.splits[part]["index"]) for part in first.splits)
+    assert load_dataset("cora", root=root).info["edges"] == first.info["edges"]
+    with open(tiny / "ind.cora.x", "ab") as file:
+        file.write(b".")
+    with pytest.raises(AssertionError, match="unpickled again"):  # the file has changed
+        load_dataset("cora", root=root)
+
+
+def test_a_root_that_cannot_be_written_works_without_a_cache(tiny: Path) -> None:
+    root = tiny.parents[1]
+    (root / "cora" / "processed").write_text("in the way")
+    with pytest.warns(UserWarning, match="nothing is cached"):
+        first = load_dataset("cora", root=root)
+    assert same(first, load_dataset("cora", root=root))
 
 
 class Payload:

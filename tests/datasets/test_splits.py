@@ -18,9 +18,9 @@ from graphkit.datasets.splits import (
     ncn_link_split,
     random_link_split,
     stratified_node_split,
-    undirected_edges,
 )
 from graphkit.errors import UserError
+from graphkit.sparse import undirected_edges
 
 
 def random_edges(num_nodes: int, count: int, seed: int = 0) -> Tensor:
@@ -146,12 +146,6 @@ def test_stratified_nodes() -> None:
     assert torch.equal(joined.sort().values, torch.nonzero(y >= 0).view(-1))
     assert all(torch.equal(a[name]["index"], b[name]["index"]) for name in a)
     assert not torch.equal(a["train"]["index"], c["train"]["index"])
-
-
-def test_undirected_edges() -> None:
-    listed = torch.tensor([[3, 1, 1, 2, 2, 0], [1, 3, 1, 0, 0, 2]])
-    assert undirected_edges(listed, 4).tolist() == [[0, 1], [2, 3]]
-    assert undirected_edges(torch.empty(2, 0, dtype=torch.int64), 0).shape == (2, 0)
 
 
 def test_link_benchmark() -> None:

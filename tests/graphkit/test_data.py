@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import re
 import time
 import warnings
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch_geometric.data import Data
 
 from graphkit import data
-from graphkit.data import DataSpec, Processed, cached, load_dataset, row_normalized
+from graphkit.data import Benchmark, DataSpec, Processed, cached, load_dataset, row_normalized
 from graphkit.errors import UserError
 
 
@@ -173,3 +175,46 @@ def test_spec_and_transforms() -> None:
     }
     x = row_normalized(torch.tensor([[1.0, 3.0], [0.0, 0.0]]))
     assert x.tolist() == [[0.25, 0.75], [0.0, 0.0]]
+
+
+def small(**changes: Any) -> Benchmark:
+    """A benchmark of four nodes; ``changes`` replace tensors of the graph, a split's edges or the names."""
+    parts = {
+        "x": torch.arange(8.0).reshape(4, 2),
+        "y": torch.tensor([0, 1, 0, 1]),
+        "edge_index": torch.tensor([[0, 1], [1, 0]]),
+        "held": torch.tensor([[2], [3]]),
+        "names": None,
+    } | changes
+    graph = Data(x=parts["x"], y=parts["y"], edge_index=parts["edge_index"], num_nodes=4)
+    splits = {"test": {"pos_edge_label_index": parts["held"]}}
+    spec = DataSpec(num_nodes=4)
+    return Benchmark(
+        "small", "link", graph, splits, spec, "mrr", True, lambda a, b: {}, node_names=parts["names"]
+    )
+
+
+def test_fingerprint_stands_for_the_content() -> None:
+    plain = small().fingerprint
+    assert re.fullmatch("[0-9a-f]{16}", plain)
+    assert small().fingerprint == plain
+    assert small(edge_index=torch.tensor([[0, 1, 5], [1, 0, 5]])[:, :2]).fingerprint == plain  # a view
+    others = [
+        small(x=torch.arange(8.0).reshape(4, 2) + torch.eye(4, 2) * 1e-6),
+        small(x=torch.arange(8.0).reshape(2, 4)),
+        small(x=None),
+        small(y=torch.tensor([0, 1, 1, 1])),
+        small(edge_index=torch.tensor([[0, 2], [2, 0]])),
+        small(edge_index=torch.empty(2, 0, dtype=torch.int64)),
+        small(held=torch.tensor([[2], [1]])),
+        small(names=["a", "b", "c", "d"]),
+        small(names=["a", "b", "d", "c"]),
+    ]
+    found = [other.fingerprint for other in others]
+    assert len({plain, *found}) == len(others) + 1
+
+
+def test_fingerprint_follows_seed_and_options() -> None:
+    found = [load_dataset("digits", k=3, seed=seed).fingerprint for seed in (0, 0, 1)]
+    assert found[0] == found[1] != found[2]
+    assert load_dataset("digits", k=4).fingerprint != found[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,11 +14,13 @@ import pytest
 import torch
 
 import graphkit
+from graphkit import experiment
 from graphkit.commands.train import run_once
 from graphkit.errors import UserError
 from graphkit.inference import Predictor
 from graphkit.parsing import resolve
 from graphkit.run import Run
+from graphkit.tasks.base import Task
 from graphkit.train.checkpoint import load_best
 
 FLAGS = ["--model.hidden_channels", "8", "--data.k", "3", "--train.batch_size", "4096", "--train.epochs", "1"]
@@ -134,3 +138,59 @@ def test_task_that_scores_no_pairs_says_so(predictor: Predictor) -> None:
 def test_unknown_device_is_refused(folder: Path) -> None:
     with pytest.raises(UserError, match="device 'abacus' can't be used here"):
         graphkit.load(folder, device="abacus")
+
+
+def with_data(folder: Path, target: Path, **facts: Any) -> Path:
+    """Copies a run and adds facts about its data to the result."""
+    copy = shutil.copytree(folder, target / "ncn-digits" / "copy")
+    result = json.loads((copy / "result.json").read_text())
+    result["data"] |= facts
+    (copy / "result.json").write_text(json.dumps(result))
+    return copy
+
+
+def test_data_that_is_still_the_same_is_taken(folder: Path, tmp_path: Path, predictor: Predictor) -> None:
+    same = with_data(folder, tmp_path, fingerprint=predictor.benchmark.fingerprint)
+    assert graphkit.load(same).benchmark.fingerprint == predictor.benchmark.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("facts", "hint"),
+    [({"edges": 7}, r"edges was 7 and is \d+; restore"), ({}, "its content differs .* was 0{16}.*; restore")],
+)
+def test_data_that_changed_is_refused(folder: Path, tmp_path: Path, facts: dict[str, Any], hint: str) -> None:
+    other = with_data(folder, tmp_path, fingerprint="0" * 16, **facts)
+    with pytest.raises(UserError, match=f"'digits' is no longer what .* was trained on: {hint}") as caught:
+        graphkit.load(other)
+    assert "\n" not in str(caught.value)
+
+
+def test_data_root_is_the_runs_own(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+
+    def load_dataset(name: str, *, root: Path, **options: Any) -> Any:
+        taken.append(root)
+        return graphkit.load_dataset(name, root=root, **options)
+
+    monkeypatch.setattr(experiment, "load_dataset", load_dataset)
+    monkeypatch.setattr(Run, "data_root", tmp_path, raising=False)
+    graphkit.load(folder)
+    graphkit.load(folder, data_root="elsewhere")
+    monkeypatch.setattr(Run, "data_root", tmp_path / "gone")
+    graphkit.load(folder)
+    monkeypatch.setattr(Run, "data_root", None)
+    graphkit.load(folder)
+    assert taken == [tmp_path, Path("elsewhere"), Path("data"), Path("data")]
+
+
+def test_split_that_cannot_be_evaluated_is_refused(predictor: Predictor) -> None:
+    assert predictor.task.evaluation_splits == ("valid", "test")
+    with pytest.raises(UserError, match="digits has no negatives for its training split; take valid or test"):
+        predictor.evaluate("train")
+
+
+def test_task_without_predictions_says_so(predictor: Predictor) -> None:
+    parser = argparse.ArgumentParser()
+    Task.add_predict_arguments(parser)
+    with pytest.raises(UserError, match="task 'link' has no predictions to write"):
+        Task.predict(predictor.task, predictor.model, parser.parse_args([]))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from graphkit.errors import UserError
-from graphkit.logging import MetricsLog, Progress, RunLogger, configure, duration
+from graphkit.logging import MetricsLog, Progress, RunLogger, configure, configured, duration
 from graphkit.run import Run
 from graphkit.testing import TinyModel, TinyTask, tiny_config
 from graphkit.train import Trainer
@@ -113,6 +113,28 @@ def test_configure(restored, monkeypatch):
     configure(stream=terminal)
     restored.warning("past the bar")
     assert "past the bar" in terminal.getvalue()
+
+
+def test_rank_is_asked_for_when_a_message_comes(restored, monkeypatch):
+    stream = io.StringIO()
+    configure(stream=stream)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv("RANK", "2")
+    restored.info("not shown")
+    restored.warning("torchrun's word before there is a group")
+    monkeypatch.setattr("graphkit.logging.rank_and_world", lambda: (0, 4))
+    restored.info("the group's word")
+    assert stream.getvalue() == "[rank 2] torchrun's word before there is a group\nthe group's word\n"
+
+
+def test_configured_leaves_no_trace(restored, capsys):
+    before = restored.handlers[:], restored.level, restored.propagate
+    with configured():
+        restored.info("shown")
+        logging.getLogger("another package").info("not shown")
+    restored.info("not shown")
+    assert (restored.handlers, restored.level, restored.propagate) == before
+    assert capsys.readouterr().err == "shown\n"
 
 
 def test_run_leaves_complete_lines(tmp_path):

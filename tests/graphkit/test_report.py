@@ -8,7 +8,7 @@ import pytest
 
 from graphkit import environment
 from graphkit.errors import UserError
-from graphkit.report import aggregate, format_table, plot_curves
+from graphkit.report import OWN_SCALE, aggregate, display_scale, format_table, plot_curves
 from graphkit.run import Run
 from graphkit.testing import TinyModel, tiny_config
 
@@ -78,6 +78,20 @@ def test_curves(epochs, tmp_path):
     picture = plot_curves(run).read_bytes()
     assert picture.startswith(b"\x89PNG")
     assert len(picture) > 10_000
+
+
+def test_shares_are_shown_in_percent():
+    assert {display_scale(name) for name in ("hits@100", "mrr", "auc", "accuracy")} == {100.0}
+    assert {display_scale(name) for name in (*OWN_SCALE, "RMSE")} == {1.0}
+
+
+def test_command_names_no_place_of_this_machine(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = ["ncn", "--runs", f"{tmp_path}/runs", "--data-root=/somewhere/data", "--optim.lr=0.1"]
+    shown = ["ncn", "--runs", "runs", "--data-root=.../data", "--optim.lr=0.1"]
+    for script, name in (("/opt/x/scripts/train.py", "scripts/train.py"), ("/opt/bin/graphkit", "graphkit")):
+        monkeypatch.setattr("sys.argv", [script, *flags])
+        assert environment.command_line() == [name, *shown]
 
 
 def test_environment_facts():

@@ -120,6 +120,45 @@ def test_metrics_and_result(run):
         _ = run.result
 
 
+def test_place_of_the_data(run, tmp_path, monkeypatch):
+    assert run.data_root is None
+    monkeypatch.chdir(tmp_path)
+    placed = Run.create(tmp_path, run.config, data_root="data")
+    assert Run.open(placed.folder).data_root == tmp_path / "data"
+    assert Run.open(placed.folder).config.hash() == run.config.hash()
+    (placed.folder / "place.json").write_text("[]")
+    with pytest.raises(UserError, match=r"can't read .*place\.json"):
+        _ = placed.data_root
+
+
+def test_empty_run_is_discarded(tmp_path):
+    first = Run.create(tmp_path, tiny_config(), data_root="data")
+    second = Run.create(tmp_path, tiny_config())
+    with second.lock():
+        assert not second.discard_if_empty()  # in use
+    second.metrics_path.touch()
+    (second.checkpoints / ".tmp-step-00000000-1").mkdir(parents=True)
+    (second.folder / "tensorboard").mkdir()
+    assert second.discard_if_empty()
+    assert not second.folder.exists()
+    assert first.folder.exists()
+    assert first.discard_if_empty()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "part", ["checkpoints/step-00000000/", "failures/step-3/", "metrics.jsonl", "result.json", "notes.txt"]
+)
+def test_run_with_anything_in_it_is_kept(part, run):
+    path = run.folder / part
+    if part.endswith("/"):
+        path.mkdir(parents=True)
+    else:
+        path.write_text("{}\n")
+    assert not run.discard_if_empty()
+    assert path.exists()
+
+
 def test_unwritable_root(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="can't make a run folder"):

@@ -9,14 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from graphkit.errors import UserError
-from graphkit.sampling import (
-    NegativeSampler,
-    distinct_ranks,
-    free_keys,
-    negative_edges,
-    negative_pairs,
-    pair_keys,
-)
+from graphkit.sampling import NegativeSampler, distinct_ranks, free_keys, pair_keys
 from graphkit.sparse import CSRGraph
 
 
@@ -54,7 +47,7 @@ def test_ranks_list_all_non_edges_in_order(n: int, share: float, directed: bool,
 def test_negatives_are_distinct_and_no_edges(directed: bool) -> None:
     n = 500
     edges = graph(n, 0.02)
-    drawn = negative_edges(edges, n, 3000, seeded(), directed=directed)
+    drawn = NegativeSampler(edges, n, directed=directed).draw(3000, seeded())
     assert drawn.shape == (2, 3000)
     assert drawn.dtype == torch.int64
     assert not adjacency(edges, n, directed)[drawn[0], drawn[1]].any()
@@ -119,31 +112,31 @@ def test_first_draws_are_uniform_too() -> None:
 
 
 def test_the_generator_decides() -> None:
-    csr = CSRGraph.from_edge_index(graph(200, 0.05), 200)
+    sampler = NegativeSampler(graph(200, 0.05), 200)
     before = torch.random.get_rng_state()
-    a, b, c = (negative_pairs(csr, 50, seeded(seed)) for seed in (3, 3, 4))
+    a, b, c = (sampler.draw(50, seeded(seed)) for seed in (3, 3, 4))
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
     assert torch.equal(before, torch.random.get_rng_state())
     generator = seeded(3)
-    negative_pairs(csr, 50, generator)
-    assert not torch.equal(a, negative_pairs(csr, 50, generator))
+    sampler.draw(50, generator)
+    assert not torch.equal(a, sampler.draw(50, generator))
 
 
 def test_too_few_non_edges() -> None:
     n = 6
     edges = torch.combinations(torch.arange(n)).T[:, 1:]  # all pairs but (0, 1)
-    csr = CSRGraph.from_edge_index(edges, n)
-    assert negative_pairs(csr, 1, seeded()).tolist() == [[0], [1]]
-    assert negative_pairs(csr, 3, seeded(), distinct=False).tolist() == [[0] * 3, [1] * 3]
-    assert negative_pairs(csr, 0, seeded()).shape == (2, 0)
+    sampler = NegativeSampler(edges, n)
+    assert sampler.draw(1, seeded()).tolist() == [[0], [1]]
+    assert sampler.draw(3, seeded(), distinct=False).tolist() == [[0] * 3, [1] * 3]
+    assert sampler.draw(0, seeded()).shape == (2, 0)
     with pytest.raises(UserError, match=r"2 negative pairs .* 6 nodes has only 1 pairs without an edge"):
-        negative_pairs(csr, 2, seeded())
+        sampler.draw(2, seeded())
     full = torch.combinations(torch.arange(n)).T
     with pytest.raises(UserError, match="has only 0"):
-        negative_edges(full, n, 1, seeded(), directed=False, distinct=False)
+        NegativeSampler(full, n).draw(1, seeded(), distinct=False)
     with pytest.raises(ValueError, match="count is -1"):
-        negative_pairs(csr, -1, seeded())
+        sampler.draw(-1, seeded())
 
 
 @pytest.mark.parametrize("n", [0, 1])

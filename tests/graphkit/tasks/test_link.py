@@ -268,9 +268,18 @@ def test_kept_structure_gives_the_scores_of_a_fresh_one(name: str) -> None:
 def test_structure_beyond_the_memory_limit_is_not_kept() -> None:
     links, net = task(cache_bytes=900), model("ncnc")
     links.evaluate(net, "valid")
-    kept = [s for s in links._fixed["valid"].structure if s is not None]
+    portions = links._fixed[net]["valid"].structure
+    kept = [s for s in portions if s is not None]
     assert sum(s.nbytes() for s in kept) <= 900
-    assert len(kept) < len(links._fixed["valid"].structure)
+    assert any(s is None or s.inner is None for s in portions)
+
+
+def test_each_model_keeps_structures_of_its_own() -> None:
+    links = task()
+    first, second = model("ncn"), model("ncnc")
+    alone = task().evaluate(second, "valid")
+    links.evaluate(first, "valid")
+    assert links.evaluate(second, "valid") == alone
 
 
 def test_metrics_are_those_of_the_evaluator() -> None:

@@ -100,6 +100,13 @@ def test_additional_and_unreadable_files(store, monkeypatch):
         read_checkpoint(folder)
 
 
+@pytest.mark.parametrize("name", [".DS_Store", "._model.safetensors", ".nfs000000001"])
+def test_hidden_files_are_no_damage(name, store):
+    (store.folder / "step-00000002" / name).write_bytes(b"x")
+    assert store.load(repair=True).state["value"] == 2.0
+    assert store.names() == ["step-00000001", "step-00000002"]
+
+
 def test_none_and_all_damaged(store, tmp_path):
     assert CheckpointStore(tmp_path / "nowhere").load() is None
     for name in store.names():

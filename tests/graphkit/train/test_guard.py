@@ -192,3 +192,17 @@ def test_endless_overflow_is_an_error():
     with pytest.raises(NonFiniteError, match="gradient is not finite"):
         trainer.fit()
     assert trainer.state.skipped == 31
+
+
+def test_dump_that_cannot_be_written_does_not_hide_the_reason(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("graphkit.train.guard.dump_step", full)
+    run = Run.create(tmp_path, tiny_config())
+    model = TinyModel()
+    with torch.no_grad():
+        model.head.weight.fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match=r"loss is not finite .* no dump in .*No space left") as error:
+        Trainer(model, TinyTask(), tiny_config(), run).fit()
+    assert error.value.folder is None

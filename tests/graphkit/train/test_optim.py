@@ -83,15 +83,16 @@ def test_fused_equals_the_plain_optimizer(name):
 
 def test_schedules():
     constant = OptimConfig(warmup_epochs=2)
-    assert [lr_factor(constant, t, 10) for t in (0, 0.5, 1, 2, 9)] == [0, 0.25, 0.5, 1, 1]
+    assert [lr_factor(constant, t, 10, 2) for t in (0, 0.5, 1, 1.5, 2, 9)] == [0.25, 0.5, 0.75, 1, 1, 1]
+    assert lr_factor(OptimConfig(warmup_epochs=0.1), 0, 10, 3) == 1  # less than a step
     cosine = OptimConfig(schedule="cosine", warmup_epochs=2, min_lr_ratio=0.1)
-    assert lr_factor(cosine, 2, 10) == 1
-    assert lr_factor(cosine, 6, 10) == pytest.approx(0.55)
-    assert lr_factor(cosine, 10, 10) == pytest.approx(0.1)
-    assert lr_factor(cosine, 4, 10) == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2)
+    assert lr_factor(cosine, 2, 10, 3) == 1
+    assert lr_factor(cosine, 6, 10, 3) == pytest.approx(0.55)
+    assert lr_factor(cosine, 10, 10, 3) == pytest.approx(0.1)
+    assert lr_factor(cosine, 4, 10, 3) == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2)
     linear = OptimConfig(schedule="linear", min_lr_ratio=0.2)
-    assert [lr_factor(linear, t, 10) for t in (0, 5, 10, 20)] == pytest.approx([1, 0.6, 0.2, 0.2])
-    assert lr_factor(OptimConfig(schedule="cosine", warmup_epochs=5), 5, 5) == 1
+    assert [lr_factor(linear, t, 10, 3) for t in (0, 5, 10, 20)] == pytest.approx([1, 0.6, 0.2, 0.2])
+    assert lr_factor(OptimConfig(schedule="cosine", warmup_epochs=5), 5, 5, 3) == 1
 
 
 def test_set_lr_keeps_the_ratio_of_groups():

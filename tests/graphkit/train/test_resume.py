@@ -7,10 +7,12 @@ import time
 import pytest
 import torch
 
+from graphkit.errors import UserError
 from graphkit.run import Run
-from graphkit.testing import TinyModel, TinyTask, tiny_config
+from graphkit.testing import TinyModel, TinyTask, tiny_benchmark, tiny_config
 from graphkit.train import Stopped, Trainer, read_checkpoint
 from graphkit.train.checkpoint import CheckpointStore
+from graphkit.train.snapshot import take_snapshot
 
 OPTIM = {"schedule": "cosine", "warmup_epochs": 1.5, "clip_norm": 1.0, "group_lr": {"encoder": 0.02}}
 CONFIG = tiny_config(optim=OPTIM, epochs=4, checkpoint_every=2, patience=3, accumulate=2)
@@ -210,9 +212,31 @@ def test_finished_run_is_left_alone(tmp_path):
     assert before == {p: p.stat().st_mtime_ns for p in trainer.run.folder.rglob("*") if p.name != "run.lock"}
 
 
-def test_finished_run_can_be_prolonged(tmp_path):
+@pytest.mark.parametrize("epochs", [1, 4])
+def test_finished_run_cannot_be_prolonged(epochs, tmp_path):
+    trainer = make(tmp_path, tiny_config(epochs=2))
+    first = trainer.fit()
+    stored = (trainer.run.folder / "config.yaml").read_bytes()
+    with pytest.raises(UserError, match=rf"finished after 2 epochs, .* become {epochs}: start a new run"):
+        make(trainer.run.folder, tiny_config(epochs=epochs)).fit()
+    again = make(trainer.run.folder, tiny_config(epochs=2, keep=5, max_minutes=9.0))  # nothing to go on with
+    assert again.fit() == first
+    assert (trainer.run.folder / "config.yaml").read_bytes() == stored
+
+
+def test_finished_run_that_an_earlier_version_began_to_prolong(tmp_path):
     trainer = make(tmp_path, tiny_config(epochs=2))
     trainer.fit()
+    text = (trainer.run.folder / "config.yaml").read_text()
+    (trainer.run.folder / "config.yaml").write_text(text.replace("epochs: 2", "epochs: 4"))
+    with pytest.raises(UserError, match=r"finished after 2 epochs, .* was looked at: start a new run"):
+        make(trainer.run.folder, tiny_config(epochs=4)).fit()
+
+
+def test_stopped_run_can_be_prolonged(tmp_path):
+    trainer = make(tmp_path, tiny_config(epochs=2), on_batch=at_step(4))
+    with pytest.raises(Stopped):
+        trainer.fit()
     longer = make(trainer.run.folder, tiny_config(epochs=4))
     assert longer.fit().epochs == 4
     whole = make(tmp_path / "whole", tiny_config(epochs=4))
@@ -222,8 +246,9 @@ def test_finished_run_can_be_prolonged(tmp_path):
 
 
 def test_a_prolonged_run_stopped_again_remembers_its_length(tmp_path):
-    trainer = make(tmp_path, tiny_config(epochs=2))
-    trainer.fit()
+    trainer = make(tmp_path, tiny_config(epochs=2), on_batch=at_step(1))
+    with pytest.raises(Stopped):
+        trainer.fit()
     with pytest.raises(Stopped):
         make(trainer.run.folder, tiny_config(epochs=4), on_batch=at_step(1)).fit()
     stored = Run.open(trainer.run.folder).config
@@ -238,6 +263,46 @@ def test_changed_steps_are_refused(tmp_path):
     other = Trainer(TinyModel(), TinyTask(batch_size=4), CONFIG, trainer.run)
     with pytest.raises(ValueError, match="3 steps an epoch, now it is 6"):
         other.fit()
+
+
+def print_of(value):
+    benchmark = tiny_benchmark()
+    vars(benchmark)["fingerprint"] = value
+    return benchmark
+
+
+def test_changed_data_is_refused(tmp_path):
+    trainer = make(tmp_path, benchmark=print_of("aaaa"), on_batch=at_step(4))
+    with pytest.raises(Stopped):
+        trainer.fit()
+    assert final(trainer.run).state["fingerprint"] == "aaaa"
+    with pytest.raises(UserError, match=r"trained on other data: .*'tiny' was aaaa and is bbbb") as error:
+        make(trainer.run.folder, benchmark=print_of("bbbb")).fit()
+    assert "\n" not in str(error.value)
+    assert make(trainer.run.folder, benchmark=print_of("aaaa")).fit().data["fingerprint"] == "aaaa"
+    assert trainer.run.result["data"]["fingerprint"] == "aaaa"
+
+
+@pytest.mark.parametrize(("before", "now"), [(None, "bbbb"), ("aaaa", None)])
+def test_checkpoint_or_data_without_a_fingerprint(before, now, tmp_path):
+    trainer = make(tmp_path, benchmark=print_of(before), on_batch=at_step(4))
+    with pytest.raises(Stopped):
+        trainer.fit()
+    assert make(trainer.run.folder, benchmark=print_of(now)).fit().epochs == 4
+
+
+def test_checkpoint_of_an_earlier_version_has_no_fingerprint(tmp_path, monkeypatch):
+    def older(trainer):
+        snapshot = take_snapshot(trainer)
+        del snapshot.state["fingerprint"]
+        return snapshot
+
+    monkeypatch.setattr("graphkit.train.loop.take_snapshot", older)
+    trainer = make(tmp_path, on_batch=at_step(4))
+    with pytest.raises(Stopped):
+        trainer.fit()
+    monkeypatch.undo()
+    assert make(trainer.run.folder).fit().epochs == 4
 
 
 def test_a_run_in_use_is_refused(tmp_path):
