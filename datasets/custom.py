@@ -2,7 +2,7 @@
 
 ::
 
-    scripts/train.py ncnc --dataset custom --data.edges friends.csv
+    python scripts/train.py ncnc --dataset custom --data.edges friends.csv
 
 Edges are two columns of node names or numbers, CSV, TSV or separated by blanks, or an npz file with
 ``edge_index``. Features and labels are tables whose first column is the node, or npz files with ``x`` and

@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.errno not in DISK_ERRORS:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        return _complain(f"{where}{error.strerror}; nothing more was written", debug)
+        return _complain(f"{where}{error.strerror}", debug)
     except KeyboardInterrupt:
         return 130
 

@@ -63,7 +63,7 @@ def train(argv: Sequence[str]) -> int:
             run_once(
                 config,
                 options.runs,
-                options.data_root,
+                options.data_root or "data",
                 options.device,
                 announce=number == 0,
                 tensorboard=options.tensorboard,
@@ -99,12 +99,17 @@ def run_once(
         UserError: The run is in use, or what the configuration names can't be built; no new folder is left.
     """
     experiment = build(config, data_root=data_root, device=pick_device(device))
-    Trainer(experiment.model, experiment.task, config)  # complains before a folder is made
-    opened = run or Run.create(runs, config)
+    Trainer.check(experiment.model, experiment.task, config)  # complains before a folder is made
+    opened = run or Run.create(runs, config, data_root=data_root)
     if announce:
         print(yaml.safe_dump(config.to_dict(), sort_keys=False), flush=True)
     logger = RunLogger(opened, tensorboard=tensorboard)
-    result = Trainer(experiment.model, experiment.task, config, opened, logger).fit()
+    try:
+        result = Trainer(experiment.model, experiment.task, config, opened, logger).fit()
+    except BaseException:
+        if run is None:
+            opened.discard_if_empty()
+        raise
     if result.epochs:
         plot_curves(opened)
     print(f"{result_line(result)}\n{opened.folder}", flush=True)
@@ -172,7 +177,7 @@ def _options() -> Parser:
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default auto)")
     parser.add_argument(
-        "--data-root", default="data", metavar="DIR", help="folder of the data sets (default data)"
+        "--data-root", metavar="DIR", help="folder of the data sets (default: data; on resume, the run's)"
     )
     parser.add_argument("--runs", default="runs", metavar="DIR", help="folder of the runs (default runs)")
     parser.add_argument(
@@ -203,7 +208,8 @@ def _resume(options: argparse.Namespace, flags: Sequence[str]) -> int:
     config = _with_flags(stored, flags) if flags else stored
     run.check_same(config)
     runs = run.folder.parent.parent
-    run_once(config, runs, options.data_root, options.device, run, tensorboard=options.tensorboard)
+    data_root = options.data_root or run.data_root or "data"
+    run_once(config, runs, data_root, options.device, run, tensorboard=options.tensorboard)
     return 0
 
 
@@ -214,7 +220,7 @@ def _replay(folder: Path, options: argparse.Namespace) -> int:
         epoch, step = int(dump["epoch"]), int(dump["step"])
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder} holds no dump of a step that can be read: {error}") from error
-    experiment = build(config, data_root=options.data_root, device=pick_device(options.device))
+    experiment = build(config, data_root=options.data_root or "data", device=pick_device(options.device))
     trainer = Trainer(experiment.model, experiment.task, config)
     found = replay(trainer, epoch, step, folder / "model.safetensors")
     print(json.dumps({"epoch": epoch, "step": step, **found}, indent=1))

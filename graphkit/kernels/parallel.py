@@ -8,7 +8,6 @@ says how many. A range's result never depends on where the ranges were cut, so n
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["even_bounds", "flushes_denormals", "num_parts", "run_ranges", "weighted_bounds"]
+__all__ = ["even_bounds", "num_parts", "run_ranges", "weighted_bounds"]
 
 # Below this many elementary steps (some 50 microseconds of work) handing out ranges costs more than it saves.
 MIN_WORK = 1 << 17
@@ -57,27 +56,14 @@ def weighted_bounds(cumulative: np.ndarray, parts: int) -> list[int]:
 def run_ranges(loop: Callable[..., Any], bounds: list[int], *args: Any) -> list[Any]:
     """Calls ``loop(start, stop, *args)`` for every range between ``bounds``; returns the results in order.
 
-    The first range runs on the calling thread; the others treat denormal numbers as that thread does, so that
-    results don't depend on where the ranges were cut. An exception of any range is raised here.
+    The first range runs on the calling thread. An exception of any range is raised here.
     """
     if len(bounds) == 2:
         return [loop(bounds[0], bounds[1], *args)]
     pool = _shared_pool(len(bounds) - 2)
-    flush = flushes_denormals()
-    later = [pool.submit(_mirrored, flush, loop, a, b, *args) for a, b in pairwise(bounds[1:])]
+    later = [pool.submit(loop, a, b, *args) for a, b in pairwise(bounds[1:])]
     results = [loop(bounds[0], bounds[1], *args)]
     return results + [future.result() for future in later]
-
-
-def flushes_denormals() -> bool:
-    """Returns whether this thread takes denormal numbers for zero (``torch.set_flush_denormal``)."""
-    return sys.float_info.min / 2 == 0.0
-
-
-def _mirrored(flush: bool, loop: Callable[..., Any], start: int, stop: int, *args: Any) -> Any:
-    if flushes_denormals() != flush:
-        torch.set_flush_denormal(flush)
-    return loop(start, stop, *args)
 
 
 def _shared_pool(threads: int) -> ThreadPoolExecutor:

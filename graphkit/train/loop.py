@@ -30,7 +30,6 @@ from graphkit.run import Run, refuse_extension
 from graphkit.tasks.base import Task, derive_seed
 from graphkit.train import ranks
 from graphkit.train.checkpoint import CheckpointStore
-from graphkit.train.denormal import flushed_denormals
 from graphkit.train.guard import SignalGuard, Stopped, fail_step
 from graphkit.train.optim import (
     build_optimizer,
@@ -126,7 +125,6 @@ class Trainer:
             if stored is not None:
                 return stored
             stack.enter_context(deterministic(self.config.train.deterministic))
-            stack.enter_context(flushed_denormals())
             guard = stack.enter_context(SignalGuard(self.config.train.max_minutes))
             stack.callback(self.logger.close)
             self._resume()

@@ -48,14 +48,6 @@ def test_ranges_run_at_the_same_time() -> None:
     parallel.run_ranges(lambda start, stop: meeting.wait(), [0, 1, 2, 3])
 
 
-def test_denormals_are_treated_as_on_the_calling_thread() -> None:
-    for on in (True, False, True, False):
-        torch.set_flush_denormal(on)
-        found = parallel.run_ranges(lambda start, stop: parallel.flushes_denormals(), [0, 1, 2, 3])
-        torch.set_flush_denormal(False)
-        assert found == [on] * 3
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_child_gets_its_own_threads() -> None:

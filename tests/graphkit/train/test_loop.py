@@ -7,11 +7,9 @@ import torch
 from torch import nn
 
 from graphkit.errors import UserError
-from graphkit.kernels.parallel import flushes_denormals, run_ranges
 from graphkit.run import Run
 from graphkit.testing import TinyModel, TinyTask, check_model, tiny_benchmark, tiny_config
 from graphkit.train import Trainer
-from graphkit.train.denormal import _setter
 
 
 def fit(config=None, task=None, model=None, run=None):
@@ -233,31 +231,6 @@ def test_bf16_trains_and_fp16_needs_cuda():
 def test_deterministic_is_put_back():
     fit(tiny_config(deterministic=True, epochs=1))
     assert not torch.are_deterministic_algorithms_enabled()
-
-
-def denormals(size=1 << 18):
-    """How many of the products in the denormal range, computed on all threads, aren't zero."""
-    product = torch.full((size,), 1e-38) * 1e-3
-    return int((product.view(torch.int32) != 0).sum())
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-def test_denormals_are_flushed_while_training(threads):
-    torch.set_num_threads(threads)
-    if threads > 1 and _setter() is None:
-        pytest.skip("no GNU OpenMP")
-    torch.set_flush_denormal(False)
-    before, seen, ranges = denormals(), [], []
-
-    def look(epoch, step):
-        seen.append(denormals())
-        ranges.extend(run_ranges(lambda start, stop: flushes_denormals(), [0, 1, 2]))
-
-    fit(task=TinyTask(on_batch=look))
-    assert before == denormals() == 1 << 18
-    assert set(seen) == {0}
-    assert all(ranges)
-    assert run_ranges(lambda start, stop: flushes_denormals(), [0, 1, 2]) == [False, False]
 
 
 def test_check_refuses_what_the_constructor_refuses(tmp_path):
