@@ -316,7 +316,10 @@ def load_citeseer(
     test_ratio: float = 0.2,
     normalize_features: bool = False,
 ) -> Benchmark:
-    """Citeseer: 3,327 papers, 4,552 citations, 3,703 words, 6 topics. See :func:`load_cora`."""
+    """Citeseer: 3,327 papers, 4,552 citations, 3,703 words, 6 topics.
+
+    See :func:`load_cora`.
+    """
     return _load("citeseer", Path(root), task, seed, split, valid_ratio, test_ratio, normalize_features)
 
 
@@ -331,5 +334,8 @@ def load_pubmed(
     test_ratio: float = 0.2,
     normalize_features: bool = False,
 ) -> Benchmark:
-    """Pubmed: 19,717 papers on diabetes, 44,324 citations, 500 words, 3 topics. See :func:`load_cora`."""
+    """Pubmed: 19,717 papers on diabetes, 44,324 citations, 500 words, 3 topics.
+
+    See :func:`load_cora`.
+    """
     return _load("pubmed", Path(root), task, seed, split, valid_ratio, test_ratio, normalize_features)
