@@ -62,7 +62,7 @@ class NCNPredictor(PairPredictor):
         edge_dropout: Share of edges that common neighbours are searched without, in training.
         beta: Initial weight of the pooled branch, learnt.
         max_common: Pool at most a sample of this many common neighbours; all by default.
-        parity: Follow the authors' code in every detail (see the head of this file).
+        parity: Follow the authors' code in the points that the head of this file lists.
     """
 
     def __init__(
@@ -204,7 +204,7 @@ class NCN(LinkModel):
         predictor_edge_dropout: Share of edges that neighbourhoods are searched without, in training.
         beta: Initial weight of the pooled branch, learnt.
         max_common: Pool at most a sample of this many common neighbours; all by default.
-        parity: Follow the authors' code in every detail (see the head of this file).
+        parity: Follow the authors' code in the points that the head of this file lists.
     """
 
     def __init__(

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from graphkit.kernels import overlap_count
 from graphkit.models.ncn import PAPER, NCNPredictor, NodeStates
 from graphkit.models.ncnc import NCNCPredictor
-from graphkit.nn.encoder import ConvName, GraphEncoder
+from graphkit.nn.encoder import ConvName, GraphEncoder, drop_edges
 from graphkit.nn.link import LinkModel, PairPredictor, two_layer_mlp
 from graphkit.nn.pairs import PairStructure, Rows, candidate_pairs, merge_rows, pair_structure, select_entries
 from graphkit.registry import register_model
@@ -60,15 +60,22 @@ class _ConcatenatedCount(PairPredictor):
     """The count stands beside the pair branch as one more input of the head."""
 
     def __init__(
-        self, hidden_channels: int, *, parity: bool = False, dropout: float = 0.0, **options: Any
+        self,
+        hidden_channels: int,
+        *,
+        parity: bool = False,
+        dropout: float = 0.0,
+        edge_dropout: float = 0.0,
+        **options: Any,
     ) -> None:
         super().__init__(hidden_channels, dropout=dropout, **options)
-        self.parity = parity
+        self.parity, self.edge_dropout = parity, edge_dropout
         self.head[0] = nn.Linear(hidden_channels + 1, hidden_channels)
 
     def forward(
         self, h: Tensor, graph: CSRGraph, edge_label_index: Tensor, structure: PairStructure | None = None
     ) -> Tensor:
+        graph, _ = drop_edges(graph, self.edge_dropout, self.training, symmetric=not self.parity)
         count = overlap_count(graph.rowptr, graph.col, edge_label_index).to(h.dtype).unsqueeze(1)  # [B, 1]
         count = count if self.parity else count.log1p()
         return self.head(torch.cat([count, self.pair_branch(h, edge_label_index)], dim=1)).squeeze(-1)
@@ -129,7 +136,8 @@ class NCNAblation(LinkModel):
     Args:
         in_channels: Feature width, or ``None`` for learnt embeddings of ``num_nodes`` ids.
         num_nodes: Number of nodes, needed without features only.
-        variant: Which one.
+        variant: Which one. Options that a variant has no part for are without effect: completion's save for
+            gae-cnc, ``node_mlp`` and ``beta`` where counts are pooled.
         hidden_channels: Width ``H`` of every block.
         num_layers: Number of convolutions.
         conv: The convolution, see :class:`~graphkit.nn.GraphEncoder`.
@@ -158,7 +166,7 @@ class NCNAblation(LinkModel):
         max_candidates_eval: The same in evaluation.
         completion_dropout: Keep dropout active while candidates are scored in training, as published.
         chunk_bytes: Candidates are scored in portions whose activations take about this much memory.
-        parity: Follow the authors' code in every detail (see the head of this file).
+        parity: Follow the authors' code in the points that the head of this file lists.
     """
 
     def __init__(
@@ -239,7 +247,7 @@ class NCNAblation(LinkModel):
         }
         predictor: PairPredictor
         if variant == "gae-cn-concat":
-            predictor = _ConcatenatedCount(hidden_channels, **head)
+            predictor = _ConcatenatedCount(hidden_channels, edge_dropout=predictor_edge_dropout, **head)
         elif variant == "gae-cnc":
             predictor = _CompletedCounts(hidden_channels, **head, **pooled, **completion)
         elif variant in _SIMPLE:

@@ -69,7 +69,7 @@ class NCNCPredictor(NCNPredictor):
         edge_dropout: Share of edges that neighbourhoods are searched without, in training.
         beta: Initial weight of the pooled branch, learnt.
         max_common: Pool at most a sample of this many common neighbours; all by default.
-        parity: Follow the authors' code in every detail (see the head of this file).
+        parity: Follow the authors' code in the points that the head of this file lists.
         depth: Rounds of completion; the innermost candidates are scored by NCN.
         scale: Slope of a completion's probability in its logit.
         offset: Logit of even odds, before the prior.
@@ -295,7 +295,7 @@ class NCNC(LinkModel):
         max_candidates_eval: The same in evaluation.
         completion_dropout: Keep dropout active while candidates are scored in training, as published.
         chunk_bytes: Candidates are scored in portions whose activations take about this much memory.
-        parity: Follow the authors' code in every detail (see the head of this file).
+        parity: Follow the authors' code in the points that the head of this file lists.
     """
 
     def __init__(
