@@ -162,14 +162,16 @@ class NCNCPredictor(NCNPredictor):
         if structure is None:
             graph, _ = drop_edges(graph, self.edge_dropout, self.training, symmetric=not self.parity)
             structure = self._structure(graph, edge_label_index, self.depth)
-        nodes = self._nodes(h, *self._pooled_rows(structure), ends=edge_label_index)
+        rows = self._pooled_rows(structure)
+        edges = edge_label_index[:, graph.find_edges(edge_label_index) >= 0] if rows else None
+        nodes = self._nodes(h, *rows, ends=edges)
         return self._complete_and_score(nodes, graph, edge_label_index, structure, self.depth)
 
     def _pooled_rows(self, structure: PairStructure) -> tuple[Rows, ...]:
         """The rows whose nodes cover everything that is pooled, candidates' neighbours too; () for all nodes.
 
         A candidate (j, u) shares with its target the end j, and N(j) lies in the target's lists, save for i
-        itself where the target is an edge: the caller adds both ends. Samples and more rounds reach beyond.
+        itself where the target is an edge: the caller adds such ends. Samples and more rounds reach beyond.
         """
         limits = (self.max_common, self.max_candidates_train, self.max_candidates_eval)
         if self.depth > 1 or self.parity or any(limit is not None for limit in limits):

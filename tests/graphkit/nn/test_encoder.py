@@ -151,6 +151,7 @@ def test_jumping_weights_start_as_a_mean_and_in_parity_at_random() -> None:
 # --- Features ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
 @pytest.mark.parametrize("conv", ["gcn", "puregcn"])
 def test_sparse_features_equal_dense_ones(graph: CSRGraph, x: Tensor, conv: str) -> None:
     encoder = encoder_of(conv)
