@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["CSRGraph", "SparseRows", "undirected_edges"]
+__all__ = ["CSRGraph", "SparseRows", "as_graph", "undirected_edges"]
 
 
 def undirected_edges(edge_index: Tensor, num_nodes: int) -> Tensor:
@@ -160,3 +160,24 @@ class SparseRows(NamedTuple):
     def to(self, device: torch.device | str) -> SparseRows:
         """Returns the matrix on another device."""
         return SparseRows(self.rowptr.to(device), self.col.to(device), self.value.to(device), self.num_cols)
+
+
+def as_graph(
+    edge_index: Tensor | CSRGraph, x: Tensor | SparseRows | None = None, num_nodes: int | None = None
+) -> CSRGraph:
+    """Returns ``edge_index`` ``[2, E]`` as sorted rows, or sorted rows as they are.
+
+    Args:
+        edge_index: Either or both directions of each edge.
+        x: Node features, whose rows tell the number of nodes.
+        num_nodes: Number of nodes, where ``x`` doesn't tell.
+
+    Raises:
+        ValueError: If nothing tells the number of nodes.
+    """
+    if isinstance(edge_index, CSRGraph):
+        return edge_index
+    size = num_nodes if num_nodes is not None else (x.size(0) if x is not None else None)
+    if size is None:
+        raise ValueError("num_nodes is needed where x is None and edge_index is a tensor")
+    return CSRGraph.from_edge_index(edge_index, size)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from graphkit.kernels import overlap_count
 from graphkit.registry import register_model
-from graphkit.sparse import CSRGraph, SparseRows
+from graphkit.sparse import CSRGraph, SparseRows, as_graph
 
 __all__ = ["AdamicAdar", "CommonNeighbors", "ResourceAllocation"]
 
@@ -44,12 +44,8 @@ class Heuristic(nn.Module):
         edge_label_index: Tensor,
         num_nodes: int | None = None,
     ) -> Tensor:
-        if isinstance(edge_index, Tensor):
-            size = num_nodes if num_nodes is not None else (x.size(0) if x is not None else None)
-            if size is None:
-                raise ValueError("num_nodes is needed where x is None and edge_index is a tensor")
-            edge_index = CSRGraph.from_edge_index(edge_index, size)
-        return self.score(self.encode(x, edge_index), edge_index, edge_label_index)
+        graph = as_graph(edge_index, x, num_nodes)
+        return self.score(self.encode(x, graph), graph, edge_label_index)
 
 
 @register_model("cn", task="link", paper="doi:10.1103/PhysRevE.64.025102")

@@ -9,7 +9,7 @@ from graphkit.nn.checks import require_positive, require_rate
 from graphkit.nn.dropout import DropoutReLU, NormDropoutReLU
 from graphkit.nn.encoder import GraphEncoder
 from graphkit.nn.pairs import PairStructure
-from graphkit.sparse import CSRGraph, SparseRows
+from graphkit.sparse import CSRGraph, SparseRows, as_graph
 
 __all__ = ["LinkModel", "PairPredictor", "activation", "two_layer_mlp"]
 
@@ -130,9 +130,5 @@ class LinkModel(nn.Module):
             edge_label_index: ``[2, B]`` int64 pairs to score.
             num_nodes: ``N`` where ``x`` doesn't tell.
         """
-        if isinstance(edge_index, Tensor):
-            size = num_nodes if num_nodes is not None else (x.size(0) if x is not None else None)
-            if size is None:
-                raise ValueError("num_nodes is needed where x is None and edge_index is a tensor")
-            edge_index = CSRGraph.from_edge_index(edge_index, size)
-        return self.score(self.encode(x, edge_index), edge_index, edge_label_index)
+        graph = as_graph(edge_index, x, num_nodes)
+        return self.score(self.encode(x, graph), graph, edge_label_index)
