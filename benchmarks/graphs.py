@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Iterator
+
 import numpy as np
 
-__all__ = ["rmat_edges"]
+__all__ = ["rmat_chunks", "rmat_edges"]
 
 
 def rmat_edges(
@@ -42,3 +45,65 @@ def rmat_edges(
     known = rng.permutation(known)[:num_edges]
     ends = rng.permutation(num_nodes)[np.stack([known // num_nodes, known % num_nodes])]
     return np.sort(ends, axis=0)
+
+
+def rmat_chunks(
+    num_nodes: int,
+    num_edges: int,
+    *,
+    size: int = 1 << 22,
+    a: float = 0.57,
+    b: float = 0.19,
+    c: float = 0.19,
+    seed: int = 0,
+) -> Iterator[np.ndarray]:
+    """Draws the directed edges of a large R-MAT graph piece by piece, the same at each call.
+
+    As in :func:`rmat_edges`, but nothing is remembered, so edges repeat, the more the closer ``num_edges`` is
+    to the number of likely ones. Memory is 8 bytes a node and a piece.
+
+    Yields:
+        ``[2, k]`` int64 with ``k <= size``; self loops are drawn again.
+    """
+    shuffled = np.random.default_rng(seed).permutation(num_nodes)
+    draw, levels = _compiled_rmat(), max(int(num_nodes - 1).bit_length(), 1)
+    # 16 bits decide a quadrant, so a 64-bit random number is enough for four levels.
+    bounds = np.round(65536 * np.cumsum([a, b, c])).astype(np.int64)
+    for start in range(0, num_edges, size):
+        out = np.empty((2, min(size, num_edges - start)), np.int64)
+        draw(np.uint64(seed), start, levels, bounds, shuffled, out)
+        yield out
+
+
+@functools.cache
+def _compiled_rmat() -> Callable[..., None]:
+    """Compiles the loop of :func:`rmat_chunks`."""
+    from numba import njit
+
+    @njit(nogil=True)
+    def mix(z):  # type: ignore[no-untyped-def]
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return z ^ (z >> np.uint64(31))
+
+    @njit(nogil=True)
+    def draw(seed, start, levels, bounds, shuffled, out):  # type: ignore[no-untyped-def]
+        golden = np.uint64(0x9E3779B97F4A7C15)
+        first, second, third = bounds
+        for e in range(out.shape[1]):
+            state = mix(mix(seed + golden) + np.uint64(start + e))
+            row, col = np.int64(0), np.int64(0)
+            while row == col or row >= shuffled.size or col >= shuffled.size:
+                row, col = np.int64(0), np.int64(0)
+                bits = np.uint64(0)
+                for level in range(levels):
+                    if level % 4 == 0:
+                        state += golden
+                        bits = mix(state)
+                    part = np.int64(bits & np.uint64(0xFFFF))
+                    bits >>= np.uint64(16)
+                    row = 2 * row + (part >= second)
+                    col = 2 * col + (part >= third or (first <= part < second))
+            out[0, e], out[1, e] = shuffled[row], shuffled[col]
+
+    return draw

@@ -1,18 +1,41 @@
-"""Negative samples: pairs that are no edges, drawn uniformly from a seeded generator.
+"""Samples for training: negative pairs, the order of seed nodes, neighbourhoods, batches made ahead.
 
-Nothing is drawn and thrown away. With the taken keys ``t_0 < t_1 < ...`` of all candidates ``0 .. S-1`` in a
-row, the free candidate of rank ``r`` is ``r`` plus the number of taken keys before it; ``t_i - i`` free ones
-lie before ``t_i``, so one binary search finds it. A dense graph costs no more than a sparse one.
+Everything is a pure function of a seed and a position in training. Neighbourhoods are sampled by
+:class:`~graphkit.neighbors.NeighborSampler`, at home in a file of its own.
+
+No negative pair is drawn and thrown away. With the taken keys ``t_0 < t_1 < ...`` of all candidates
+``0 .. S-1`` in a row, the free candidate of rank ``r`` is ``r`` plus the number of taken keys before it;
+``t_i - i`` free ones lie before ``t_i``, so one binary search finds it. A dense graph costs no more than a
+sparse one.
 """
 
 from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from graphkit.errors import UserError
+from graphkit.neighbors import NeighborSampler, SampledBatch
+from graphkit.seeds import generator as seeded
 
-__all__ = ["NegativeSampler", "distinct_ranks", "free_keys", "pair_keys"]
+__all__ = [
+    "NegativeSampler",
+    "NeighborSampler",
+    "SampledBatch",
+    "clustered_order",
+    "distinct_ranks",
+    "free_keys",
+    "pair_keys",
+    "prefetch",
+    "seed_order",
+]
+
+T = TypeVar("T")
 
 
 def free_keys(ranks: Tensor, taken: Tensor) -> Tensor:
@@ -143,3 +166,77 @@ class NegativeSampler:
             n = max(self.num_nodes, 1)
             return torch.stack([keys // n, keys % n])
         return _pairs(keys, self.num_nodes)
+
+
+def seed_order(index: Tensor, seed: int, epoch: int) -> Tensor:
+    """Returns ``index`` ``[n]`` in a random order, a function of (seed, epoch)."""
+    order = torch.randperm(index.numel(), generator=seeded(seed, "seed order", epoch))
+    return index[order.to(index.device)]
+
+
+def clustered_order(index: Tensor, position: Tensor, block: int, seed: int, epoch: int) -> Tensor:
+    """Returns nodes in a random order of blocks whose members lie close to each other in the graph.
+
+    The nodes are sorted by position and cut into blocks of consecutive ones, which are shuffled. Batches of a
+    multiple of ``block`` nodes then hold whole blocks: the nodes at the end that fill none come last. Close
+    seeds share neighbours, so their batches have fewer nodes (and fewer distinct prefixes of a tensor-train
+    table) than those of :func:`seed_order`.
+
+    Args:
+        index: ``[n]`` int64 node ids.
+        position: ``[N]`` integer positions of all nodes: close ones are of one part of a partition.
+        block: Nodes of a block.
+        seed: Selects the order, together with the epoch.
+        epoch: Each epoch has another order.
+
+    Returns:
+        ``[n]`` int64.
+
+    Raises:
+        ValueError: If ``block`` isn't positive.
+    """
+    if block < 1:
+        raise ValueError(f"block is {block}; it must be at least 1")
+    ordered = index[torch.argsort(position[index], stable=True)]
+    whole = ordered.numel() // block * block
+    blocks = ordered[:whole].view(-1, block)
+    order = torch.randperm(blocks.size(0), generator=seeded(seed, "block order", epoch))
+    return torch.cat([blocks[order.to(blocks.device)].flatten(), ordered[whole:]])
+
+
+def prefetch(make: Callable[[int], T], steps: Iterable[int], workers: int) -> Generator[T, None, None]:
+    """Yields ``make(step)`` for each step, in order, computed ahead of time by threads.
+
+    ``make`` must be a pure function of the step: the number of workers then changes nothing but time. At
+    most two results a worker wait. An exception is raised in the place of its item. The threads end with
+    the iterator, be it exhausted, closed or dropped; that waits for what they are doing.
+
+    Args:
+        make: Makes an item; what takes long in it should release the interpreter lock, as torch and the
+            compiled loops here do.
+        steps: E.g. a range.
+        workers: Number of threads; 0 computes each item when it is asked for.
+
+    Raises:
+        ValueError: If ``workers`` is negative.
+    """
+    if workers < 0:
+        raise ValueError(f"workers is {workers}; it must be at least 0")
+    return _ahead(make, steps, workers)
+
+
+def _ahead(make: Callable[[int], T], steps: Iterable[int], workers: int) -> Generator[T, None, None]:
+    if not workers:
+        yield from map(make, steps)
+        return
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="graphkit-prefetch")
+    waiting: deque[Future[T]] = deque()
+    try:
+        for step in steps:
+            waiting.append(pool.submit(make, step))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -138,7 +138,7 @@ def _spmm_cpu(rowptr: Tensor, col: Tensor, value: Tensor | None, x: Tensor, symm
     y = x.new_empty(rowptr.numel() - 1, x.size(1))
     ptr, ids, features = to_numpy(rowptr), to_numpy(col), to_numpy(x)
     weights = np.empty(0, features.dtype) if value is None else to_numpy(value)
-    _check_ids(loops.bad_csr(ptr, ids, features.shape[0]), features.shape[0])
+    check_ids(loops.bad_csr(ptr, ids, features.shape[0]), features.shape[0])
     bounds = weighted_bounds(ptr, num_parts(ids.shape[0] * features.shape[1]))
     run_ranges(loops.spmm_rows, bounds, ptr, ids, weights, features, y.numpy())
     return y
@@ -193,7 +193,7 @@ def _sddmm_cpu(rowptr: Tensor, col: Tensor, left: Tensor, right: Tensor) -> Tens
 
     out = left.new_empty(col.numel())
     ptr, ids, a, b = to_numpy(rowptr), to_numpy(col), to_numpy(left), to_numpy(right)
-    _check_ids(loops.bad_csr(ptr, ids, b.shape[0]), b.shape[0])
+    check_ids(loops.bad_csr(ptr, ids, b.shape[0]), b.shape[0])
     bounds = weighted_bounds(ptr, num_parts(ids.shape[0] * a.shape[1]))
     run_ranges(loops.sddmm_rows, bounds, ptr, ids, a, b, out.numpy())
     return out
@@ -233,7 +233,7 @@ def _transpose_cpu(rowptr: Tensor, col: Tensor, num_cols: int) -> tuple[Tensor, 
     rowptr_t = rowptr.new_zeros(num_cols + 1)
     row_t, perm = col.new_empty(col.numel()), rowptr.new_empty(col.numel())
     ptr, ids = to_numpy(rowptr), to_numpy(col)
-    _check_ids(loops.bad_csr(ptr, ids, num_cols), num_cols)
+    check_ids(loops.bad_csr(ptr, ids, num_cols), num_cols)
     loops.transpose(ptr, ids, rowptr_t.numpy(), row_t.numpy(), perm.numpy())
     return rowptr_t, row_t, perm
 
@@ -256,7 +256,8 @@ def check_structure(rowptr: Tensor, col: Tensor) -> None:
         raise ValueError(f"col is {col.dtype} {tuple(col.shape)}; it must be int32 [E]")
 
 
-def _check_ids(fault: int, num_cols: int) -> None:
+def check_ids(fault: int, num_cols: int) -> None:
+    """Raises ValueError for what the loops' check of rows found (0: nothing)."""
     if fault == 1:
         raise ValueError("rowptr must ascend from 0 to the number of entries of col")
     if fault == 2:

@@ -8,7 +8,6 @@ predictions. The trainer drives it and knows nothing else. Every batch is a pure
 from __future__ import annotations
 
 import argparse
-import hashlib
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, NamedTuple
 
@@ -17,23 +16,9 @@ from torch import Tensor, nn
 
 from graphkit.data import Benchmark
 from graphkit.errors import UserError
+from graphkit.seeds import derive_seed, generator
 
 __all__ = ["Loss", "Task", "derive_seed", "generator"]
-
-
-def derive_seed(seed: int, purpose: str, *position: int) -> int:
-    """Returns a 63-bit seed that depends on all of its arguments.
-
-    One user seed feeds several independent streams (``purpose``: ``"init"``, ``"order"``, ``"negatives"``,
-    ``"dropout"``, ...) at any position (epoch, step, rank) without one disturbing another.
-    """
-    text = f"{seed}/{purpose}/{'/'.join(map(str, position))}"
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
-
-
-def generator(seed: int, purpose: str, *position: int) -> torch.Generator:
-    """Returns a CPU generator seeded by :func:`derive_seed`."""
-    return torch.Generator().manual_seed(derive_seed(seed, purpose, *position))
 
 
 class Loss(NamedTuple):
@@ -63,6 +48,8 @@ class Task(ABC):
     """
 
     name: ClassVar[str]
+    wants_order: bool = False
+    """Whether :meth:`renumber` is to be called, with an order of the nodes that follows the graph."""
 
     def __init__(
         self,
@@ -77,6 +64,9 @@ class Task(ABC):
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.device = torch.device(device)
+
+    def renumber(self, position: Tensor) -> None:  # noqa: B027 - only for those that want it
+        """Takes positions ``[N]`` of the nodes, neighbours near each other; a matter of speed alone."""
 
     @abstractmethod
     def check(self, model: nn.Module) -> None:
