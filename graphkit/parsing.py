@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,11 @@ from jsonargparse import ArgumentParser, Namespace
 from graphkit.config import OptimConfig, RunConfig, TrainConfig
 from graphkit.errors import UserError, did_you_mean
 from graphkit.experiment import choose_task, sizes_from_data
-from graphkit.recipes import SECTIONS, Recipe, default_recipe, find_recipe
+from graphkit.recipes import SECTIONS, Recipe, all_recipes, default_recipe, find_recipe
 from graphkit.registry import DATASETS, MODELS, TASKS, Entry
 from graphkit.tasks.base import Task
 
-__all__ = ["make_parser", "read_yaml", "recipe_config", "resolve", "set_values"]
+__all__ = ["data_options", "make_parser", "read_yaml", "recipe_config", "resolve", "set_values"]
 
 _LOADER_ARGUMENTS: set[str | int] = {"root", "task", "seed"}
 _TASK_ARGUMENTS: set[str | int] = {
@@ -39,12 +39,27 @@ def make_parser(prog: str, model: Entry, dataset: Entry, task: Entry) -> Argumen
     parser.add_class_arguments(task.target, "task", skip=_TASK_ARGUMENTS)
     parser.add_class_arguments(OptimConfig, "optim")
     parser.add_class_arguments(TrainConfig, "train")
-    for (
-        action
-    ) in parser._actions:  # jsonargparse's own option for a section's file; we take one file, --config
-        if action.option_strings and action.option_strings[0].removeprefix("--") in SECTIONS:
+    for action in parser._actions:
+        # jsonargparse's own option for the file of a section or of a group in it; we take one file, --config
+        if _is_group(parser, *action.option_strings[:1]):
             action.help = argparse.SUPPRESS
     return parser
+
+
+def data_options(prog: str, dataset: Entry, flags: Sequence[str]) -> dict[str, Any]:
+    """Returns the options of a data set's loader: its defaults, and ``--data.key value`` tokens over them.
+
+    Raises:
+        UserError: Anything unknown or of the wrong type.
+    """
+    parser = ArgumentParser(prog=prog, exit_on_error=False)
+    parser.add_function_arguments(dataset.target, "data", skip=_LOADER_ARGUMENTS)
+    _refuse_unknown_flags(parser, flags)
+    try:
+        values = parser.parse_args(list(flags))
+    except argparse.ArgumentError as error:
+        raise UserError(_plain(error)) from None
+    return _section(values, "data")
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -85,7 +100,8 @@ def resolve(
 
     Args:
         model_name: Registered model; may stand in the file instead.
-        dataset_name: Registered data set; by default the file's, else that of the model's first recipe.
+        dataset_name: Registered data set, or ``DATASET@VARIANT`` for a variant of its recipe; by default the
+            file's, else that of the model's first recipe.
         flags: ``--section.key value`` tokens.
         task_name: The task, where a data set serves several.
         file: A YAML file in the form of a run's ``config.yaml``, not necessarily complete.
@@ -99,6 +115,11 @@ def resolve(
     model = MODELS.get(_named("model", model_name or content.get("model_name"), prog))
     chosen = dataset_name or content.get("dataset_name")
     recipe = find_recipe(model.name, chosen) if chosen else default_recipe(model.name)
+    if chosen and "@" in chosen:
+        if recipe is None:
+            names = [r.name.partition("/")[2] for r in all_recipes() if r.model_name == model.name]
+            raise UserError(f"model '{model.name}' has no recipe '{chosen}'{did_you_mean(chosen, names)}")
+        chosen = recipe.dataset_name
     if chosen is None and recipe is None:
         raise UserError(f"model '{model.name}' has no recipe, so name a data set with --dataset NAME")
     dataset = DATASETS.get(chosen or recipe.dataset_name)  # type: ignore[union-attr]
@@ -128,7 +149,8 @@ def resolve(
 
 def recipe_config(recipe: Recipe, seed: int = 0, flags: Sequence[str] = ()) -> RunConfig:
     """Returns the complete configuration of a recipe's run."""
-    return resolve(recipe.model_name, recipe.dataset_name, flags, task_name=recipe.task_name, seed=seed)
+    where = recipe.name.partition("/")[2]
+    return resolve(recipe.model_name, where, flags, task_name=recipe.task_name, seed=seed)
 
 
 def _named(kind: str, name: str | None, prog: str) -> str:
@@ -146,13 +168,12 @@ def _section(values: Namespace, section: str) -> dict[str, Any]:
 
 def set_values(parser: ArgumentParser, values: Mapping[str, Any], where: str) -> None:
     """Makes the values of a recipe or file the parser's defaults, after checking keys and types."""
-    flat: dict[str, Any] = {}
     known = _known_keys(parser)
+    flat: dict[str, Any] = {}
     for section, content in values.items():
         if not isinstance(content, Mapping):
             raise UserError(f"{where}: '{section}' must be a mapping, not {content!r}")
-        for key, value in content.items():
-            name = f"{section}.{key}"
+        for name, value in _leaves(section, content, known):
             if name not in known:
                 raise UserError(f"{where}: unknown key '{name}'{did_you_mean(name, known)}")
             flat[name] = value
@@ -164,17 +185,36 @@ def set_values(parser: ArgumentParser, values: Mapping[str, Any], where: str) ->
     parser.set_defaults(flat)
 
 
-def _nested(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    nested: dict[str, dict[str, Any]] = {}
+def _leaves(prefix: str, values: Mapping[str, Any], known: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Yields dotted names and values; a group of options (``model.embedding``) is gone into."""
+    for key, value in values.items():
+        name = f"{prefix}.{key}"
+        if isinstance(value, Mapping) and any(option.startswith(f"{name}.") for option in known):
+            yield from _leaves(name, value, known)
+        else:
+            yield name, value
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
     for name, value in flat.items():
-        section, key = name.split(".", 1)
-        nested.setdefault(section, {})[key] = value
+        *path, key = name.split(".")
+        place = nested
+        for part in path:
+            place = place.setdefault(part, {})
+        place[key] = value
     return nested
 
 
+def _is_group(parser: ArgumentParser, option: str = "") -> bool:
+    """Whether an option stands for a whole section or group of options."""
+    others = (other for action in parser._actions for other in action.option_strings)
+    return option.startswith("--") and any(other.startswith(f"{option}.") for other in others)
+
+
 def _known_keys(parser: ArgumentParser) -> list[str]:
-    options = (option for action in parser._actions for option in action.option_strings)
-    return [option.removeprefix("--") for option in options if "." in option]
+    options = [option for action in parser._actions for option in action.option_strings]
+    return [o.removeprefix("--") for o in options if "." in o and not _is_group(parser, o)]
 
 
 def _refuse_unknown_flags(parser: ArgumentParser, flags: Sequence[str]) -> None:

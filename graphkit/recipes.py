@@ -11,6 +11,9 @@ A recipe holds the values that differ from the defaults, in the sections of a ru
       metric: hits@100
       paper: {mean: 89.05, std: 0.96, seeds: 10, source: ...}     # comparable: false if its protocol differs
       ours: {...}            written by ``reproduce --record``
+
+A file ``DATASET@VARIANT.yaml`` holds what a variant does otherwise than ``DATASET.yaml``, and its own
+results: ``tt-gnn/cora@random`` is ``tt-gnn/cora`` with another order of the nodes, and nothing else.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ __all__ = ["Recipe", "all_recipes", "default_recipe", "find_recipe", "matching_r
 
 SECTIONS = ("model", "data", "task", "optim", "train")
 _FIELDS = (*SECTIONS, "task_name", "default", "seeds", "parameters", "expected")
+_OWN = ("default", "parameters", "expected")  # what a variant doesn't take over
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Recipe:
         seeds: Number of seeds of its result.
         parameters: Number of trainable values of its model; ``None`` if not stated.
         expected: Published and measured results.
+        variant: What follows ``@`` in the file's name; empty for the data set's own recipe.
     """
 
     model_name: str
@@ -56,20 +61,38 @@ class Recipe:
     seeds: int = 1
     parameters: int | None = None
     expected: Mapping[str, Any] = field(default_factory=dict)
+    variant: str = ""
 
     @property
     def name(self) -> str:
-        """``<model>/<dataset>``."""
-        return f"{self.model_name}/{self.dataset_name}"
+        """``<model>/<dataset>`` or ``<model>/<dataset>@<variant>``."""
+        return f"{self.model_name}/{self.dataset_name}" + (f"@{self.variant}" if self.variant else "")
 
 
-def parse_recipe(model: str, dataset: str, text: str) -> Recipe:
+def parse_recipe(model: str, stem: str, text: str, base: str | None = None) -> Recipe:
     """Reads a recipe's text.
 
+    Args:
+        model: Registered model.
+        stem: The file's name without its ending: ``DATASET`` or ``DATASET@VARIANT``.
+        text: The file's content.
+        base: Of a variant, the content of the recipe that it varies.
+
     Raises:
-        UserError: It is no YAML mapping, or has an unknown key.
+        UserError: It is no YAML mapping, or has an unknown key; a variant without a base.
     """
-    where = f"recipe {model}/{dataset}"
+    dataset, _, variant = stem.partition("@")
+    content = _content(f"recipe {model}/{stem}", text)
+    if variant:
+        if base is None:
+            raise UserError(f"recipe {model}/{stem} is a variant, and there is no recipe {model}/{dataset}")
+        origin = _content(f"recipe {model}/{dataset}", base)
+        content = _overlaid({k: v for k, v in origin.items() if k not in _OWN}, content)
+    values = {section: content.pop(section) or {} for section in SECTIONS if section in content}
+    return Recipe(model, dataset, values, variant=variant, **content)
+
+
+def _content(where: str, text: str) -> dict[str, Any]:
     try:
         content = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
@@ -79,8 +102,17 @@ def parse_recipe(model: str, dataset: str, text: str) -> Recipe:
     for key in content:
         if key not in _FIELDS:
             raise UserError(f"{where}: unknown key '{key}'{did_you_mean(str(key), _FIELDS)}")
-    values = {section: content.pop(section) or {} for section in SECTIONS if section in content}
-    return Recipe(model, dataset, values, **content)
+    return content
+
+
+def _overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns ``below`` with the values of ``above`` put over it, mappings key by key."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        merged[key] = _overlaid(old, value) if both else value  # type: ignore[arg-type]
+    return merged
 
 
 @functools.cache
@@ -90,20 +122,24 @@ def all_recipes() -> tuple[Recipe, ...]:
     for folder in resources.files("graphkit.models").joinpath("recipes").iterdir():
         if not folder.is_dir():
             continue
-        for file in folder.iterdir():
-            if file.name.endswith(".yaml"):
-                found.append(parse_recipe(folder.name, file.name.removesuffix(".yaml"), file.read_text()))
+        texts = {
+            file.name.removesuffix(".yaml"): file.read_text()
+            for file in folder.iterdir()
+            if file.name.endswith(".yaml")
+        }
+        for stem, text in texts.items():
+            found.append(parse_recipe(folder.name, stem, text, texts.get(stem.partition("@")[0])))
     return tuple(sorted(found, key=lambda recipe: recipe.name))
 
 
 def find_recipe(model: str, dataset: str) -> Recipe | None:
-    """Returns the recipe for a model on a data set, if there is one."""
-    return next((r for r in all_recipes() if (r.model_name, r.dataset_name) == (model, dataset)), None)
+    """Returns the recipe for a model on a data set (``DATASET@VARIANT`` for a variant), if there is one."""
+    return next((r for r in all_recipes() if r.name == f"{model}/{dataset}"), None)
 
 
 def default_recipe(model: str) -> Recipe | None:
     """Returns the recipe that a model is trained by when no data set is named."""
-    own = [r for r in all_recipes() if r.model_name == model]
+    own = [r for r in all_recipes() if r.model_name == model and not r.variant]
     return next((r for r in own if r.default), own[0] if own else None)
 
 
@@ -127,4 +163,4 @@ def matching_recipes(patterns: Iterable[str]) -> list[Recipe]:
 def recipe_file(recipe: Recipe) -> Path:
     """Returns where a recipe's file lies."""
     folder = resources.files("graphkit.models").joinpath("recipes", recipe.model_name)
-    return Path(str(folder)) / f"{recipe.dataset_name}.yaml"
+    return Path(str(folder)) / f"{recipe.name.partition('/')[2]}.yaml"

@@ -168,7 +168,8 @@ def display_scale(metric: str) -> float:
     return 1.0 if metric.lower() in OWN_SCALE else 100.0
 
 
-def figure(mean: float, std: float) -> str:
-    """Returns a result as papers print it, ``89.05 ± 0.96``; of a single seed the value alone."""
+def figure(mean: float, std: float | None) -> str:
+    """Returns a result as papers print it, ``89.05 ± 0.96``; the value alone where no deviation is known."""
     digits = 2 if abs(mean) >= 1 else 4
-    return f"{mean:.{digits}f} ± {std:.{digits}f}" if math.isfinite(std) else f"{mean:.{digits}f}"
+    spread = std is not None and math.isfinite(std)
+    return f"{mean:.{digits}f} ± {std:.{digits}f}" if spread else f"{mean:.{digits}f}"
