@@ -8,6 +8,6 @@ if __name__ != "graphkit.datasets":
     )
 
 # Imports below register what they define; keep them sorted.
-from graphkit.datasets import builtin, custom, planetoid
+from graphkit.datasets import builtin, custom, ogb, ogb_mag, ogb_papers, planetoid
 
-__all__ = ["builtin", "custom", "planetoid"]
+__all__ = ["builtin", "custom", "ogb", "ogb_mag", "ogb_papers", "planetoid"]

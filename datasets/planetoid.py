@@ -1,7 +1,8 @@
 """Cora, Citeseer and Pubmed: citation networks with bags of words (Yang et al., ICML 2016, arXiv:1603.08861).
 
 Link prediction uses the random 70/10/20 split of Neural Common Neighbor (arXiv:2302.00890, ``split="ncn"``),
-node classification the public split of 20 labels a class, 500 validation and 1,000 test nodes.
+node classification the public split of 20 labels a class, 500 validation and 1,000 test nodes
+(``split="public"``), or a random one of 60/20/20.
 
 The raw files are Python 2 pickles from elsewhere. They are read by an unpickler that knows arrays, sparse
 matrices, lists and dictionaries and can name nothing else, so nothing in them is ever run. What they hold is
@@ -23,8 +24,8 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from graphkit.data import Benchmark, DataSpec, Processed, Split, cached, row_normalized
-from graphkit.datasets.splits import link_benchmark, ncn_link_split, random_link_split
-from graphkit.errors import UserError, did_you_mean
+from graphkit.datasets.splits import link_benchmark, ncn_link_split, random_link_split, random_node_split
+from graphkit.errors import UserError
 from graphkit.evaluation.metrics import NodeEvaluator
 from graphkit.files import fetch, sha256
 from graphkit.registry import register_dataset
@@ -34,6 +35,7 @@ __all__ = ["load_citeseer", "load_cora", "load_pubmed", "read_planetoid"]
 
 URL = "https://github.com/kimiyoung/planetoid/raw/master/data"
 PARTS = ("x", "tx", "allx", "y", "ty", "ally", "graph", "test.index")
+SPLITS = {"link": ("ncn", "random"), "node": ("public", "random")}
 CITATION = (
     "Yang, Cohen, Salakhutdinov: Revisiting Semi-Supervised Learning with Graph Embeddings, ICML 2016, "
     "arXiv:1603.08861"
@@ -245,11 +247,17 @@ def _load(
     root: Path,
     task: str,
     seed: int,
-    split: str,
-    valid_ratio: float,
+    split: str | None,
+    valid_ratio: float | None,
     test_ratio: float,
     normalize_features: bool,
 ) -> Benchmark:
+    split = SPLITS[task][0] if split is None else split
+    if split not in SPLITS[task]:
+        allowed = " or ".join(f"'{name}'" for name in SPLITS[task])
+        raise UserError(f"unknown split '{split}': for task '{task}' it is {allowed}")
+    if valid_ratio is None:
+        valid_ratio = 0.2 if task == "node" else 0.1
     hashes = _raw_files(root, name)
     folder = next(iter(hashes)).parent
     parts = cached(
@@ -262,17 +270,21 @@ def _load(
     edges = undirected_edges(parts["edge_index"], num_nodes)
     info: dict[str, Any] = {"source": URL, "raw": str(folder), "nodes": num_nodes, "edges": edges.size(1)}
     if task == "node":
-        splits: dict[str, Split] = {name: {"index": parts[name]} for name in ("train", "valid", "test")}
-        info |= {"split": "public"} | {part: int(index["index"].numel()) for part, index in splits.items()}
+        if split == "public":
+            splits: dict[str, Split] = {name: {"index": parts[name]} for name in ("train", "valid", "test")}
+        else:
+            # Nodes of the test range without a row, 15 of Citeseer, have no class either.
+            labelled = torch.cat([torch.arange(int(parts["test"][0])), parts["test"]])
+            splits = random_node_split(labelled, seed, valid_ratio, test_ratio)
+            info["seed"] = seed
+        info |= {"split": split} | {part: int(index["index"].numel()) for part, index in splits.items()}
         data = Data(x=x, y=parts["y"], edge_index=parts["edge_index"], num_nodes=num_nodes)
         spec = DataSpec(num_nodes, x.size(1), PUBLISHED[name].classes)
         return Benchmark(name, task, data, splits, spec, "accuracy", True, NodeEvaluator(), CITATION, info)
     if split == "ncn":
         parted = ncn_link_split(edges, num_nodes, seed)
-    elif split == "random":
-        parted = random_link_split(edges, num_nodes, seed, valid_ratio, test_ratio)
     else:
-        raise UserError(f"unknown split '{split}'{did_you_mean(split, ('ncn', 'random'))}")
+        parted = random_link_split(edges, num_nodes, seed, valid_ratio, test_ratio)
     info |= {"split": split, "seed": seed}
     return link_benchmark(name, parted, num_nodes, x=x, y=parts["y"], citation=CITATION, info=info)
 
@@ -283,8 +295,8 @@ def load_cora(
     root: str | Path = "data",
     task: str = "link",
     seed: int = 0,
-    split: str = "ncn",
-    valid_ratio: float = 0.1,
+    split: str | None = None,
+    valid_ratio: float | None = None,
     test_ratio: float = 0.2,
     normalize_features: bool = False,
 ) -> Benchmark:
@@ -293,10 +305,11 @@ def load_cora(
     Args:
         root: Holds ``cora/raw/ind.cora.*`` or PyG's ``Cora/raw``, or is that folder itself; fetched if not.
         task: ``"link"`` or ``"node"``.
-        seed: Seeds the link split.
-        split: Link: ``"ncn"``, the 70/10/20 protocol of arXiv:2302.00890, or ``"random"`` with own ratios.
-        valid_ratio: Share of validation edges of the random split.
-        test_ratio: Share of test edges of the random split.
+        seed: Seeds splits other than the public one.
+        split: Link: ``"ncn"``, the 70/10/20 protocol of arXiv:2302.00890 and the default, or ``"random"``.
+            Node: ``"public"``, the default, or ``"random"``, which doesn't look at classes.
+        valid_ratio: Share for validation in the random split; by default 0.1 of the edges, 0.2 of the nodes.
+        test_ratio: Share for test in the random split.
         normalize_features: Whether each row of ``x`` is divided by its sum.
 
     Raises:
@@ -311,8 +324,8 @@ def load_citeseer(
     root: str | Path = "data",
     task: str = "link",
     seed: int = 0,
-    split: str = "ncn",
-    valid_ratio: float = 0.1,
+    split: str | None = None,
+    valid_ratio: float | None = None,
     test_ratio: float = 0.2,
     normalize_features: bool = False,
 ) -> Benchmark:
@@ -329,8 +342,8 @@ def load_pubmed(
     root: str | Path = "data",
     task: str = "link",
     seed: int = 0,
-    split: str = "ncn",
-    valid_ratio: float = 0.1,
+    split: str | None = None,
+    valid_ratio: float | None = None,
     test_ratio: float = 0.2,
     normalize_features: bool = False,
 ) -> Benchmark:

@@ -23,6 +23,7 @@ __all__ = [
     "link_benchmark",
     "ncn_link_split",
     "random_link_split",
+    "random_node_split",
     "stratified_node_split",
 ]
 
@@ -184,6 +185,37 @@ def random_link_split(
     negatives = NegativeSampler(edges, num_nodes).draw(valid_size + test_size, generator)
     parts = (train, valid, test, negatives[:, :valid_size], negatives[:, valid_size:])
     return LinkSplit(*(_sorted(part, num_nodes) for part in parts))
+
+
+def random_node_split(
+    nodes: Tensor, seed: int, valid_ratio: float = 0.2, test_ratio: float = 0.2
+) -> dict[str, Split]:
+    """Splits nodes at random, whatever their classes.
+
+    Args:
+        nodes: ``[n]`` int64 distinct ids, those with a label.
+        seed: Decides the split, together with the ids' order.
+        valid_ratio: Share, rounded down, for validation.
+        test_ratio: Share, rounded down, for test.
+
+    Returns:
+        ``index`` int64, ascending, for each split; the rest is for training.
+
+    Raises:
+        UserError: If the shares don't leave a training part, or a part is empty.
+    """
+    _check_ratios(valid_ratio, test_ratio)
+    n = nodes.numel()
+    valid, test = int(n * valid_ratio), int(n * test_ratio)
+    if min(valid, test, n - valid - test) < 1:
+        raise UserError(
+            f"{n} nodes are too few for shares of {valid_ratio:g} (valid) and {test_ratio:g} (test)"
+        )
+    shuffled = nodes[torch.randperm(n, generator=torch.Generator().manual_seed(seed))]
+    parts = shuffled.split([valid, test, n - valid - test])
+    named = zip(("valid", "test", "train"), parts, strict=True)
+    index = {name: part.sort().values for name, part in named}
+    return {name: {"index": index[name]} for name in ("train", "valid", "test")}
 
 
 def stratified_node_split(

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import inspect
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from graphkit.config import RunConfig
 from graphkit.data import Benchmark, DataSpec, load_dataset
 from graphkit.environment import rank_and_world
 from graphkit.errors import UserError
+from graphkit.nn.embedding import Embedding, fit_to_graph
+from graphkit.partition import cached_order
 from graphkit.registry import MODELS, TASKS, Entry
 from graphkit.tasks.base import Task, derive_seed
 
-__all__ = ["Experiment", "build", "build_model", "choose_task", "pick_device", "sizes_from_data"]
+__all__ = [
+    "Experiment",
+    "build",
+    "build_model",
+    "choose_task",
+    "pick_device",
+    "place_embeddings",
+    "sizes_from_data",
+]
 
 
 class Experiment(NamedTuple):
@@ -107,4 +118,36 @@ def build(
             raise
         raise UserError(f"task '{config.task_name}': {error}") from error
     model = build_model(config, benchmark.spec)
+    place_embeddings(model, benchmark, config.seed, Path(data_root) / "orders")
+    if task.wants_order:
+        task.renumber(_order(benchmark, Path(data_root) / "orders"))
     return Experiment(benchmark, task, model)
+
+
+def _order(benchmark: Benchmark, folder: Path) -> Tensor:
+    """Returns an order of the nodes that puts neighbours near each other, whatever model is trained."""
+    nodes = int(benchmark.data.num_nodes)
+    side = math.ceil(nodes ** (1 / 3))
+    graph = benchmark.data.edge_index if benchmark.adjacency is None else benchmark.adjacency
+    return cached_order(folder, graph, nodes, (side, side, -(-nodes // side**2)), seed=0)
+
+
+def place_embeddings(model: nn.Module, benchmark: Benchmark, seed: int, folder: Path) -> None:
+    """Lets the embeddings of a model follow the graph that its messages pass over.
+
+    Args:
+        model: As :func:`build_model` made it.
+        benchmark: Its data.
+        seed: The run's seed, for orders that have none of their own.
+        folder: Where computed orders are kept.
+
+    Raises:
+        UserError: An order can't be computed, or an embedding can't take it.
+    """
+    if not any(isinstance(module, Embedding) for module in model.modules()):
+        return
+    graph = benchmark.data.edge_index if benchmark.adjacency is None else benchmark.adjacency
+    try:
+        fit_to_graph(model, graph, int(benchmark.data.num_nodes), seed=seed, folder=folder)
+    except ValueError as error:
+        raise UserError(f"embedding: {error}") from error

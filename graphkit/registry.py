@@ -58,6 +58,16 @@ class Entry:
         lines = (inspect.getdoc(self.target) or "").strip().splitlines()
         return lines[0] if lines else ""
 
+    @property
+    def documentation(self) -> str:
+        """The docstring, and that of the class which has the constructor where that is inherited."""
+        text = inspect.getdoc(self.target) or ""
+        if not inspect.isclass(self.target) or "__init__" in vars(self.target):
+            return text
+        owner = next((base for base in self.target.__mro__ if "__init__" in vars(base)), object)
+        about = "" if owner is object else inspect.getdoc(owner) or ""
+        return f"{text}\n\n{about}" if about else text
+
 
 class Registry:
     """A dictionary of names that fills itself from one package and its entry points.

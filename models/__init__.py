@@ -9,15 +9,27 @@ if __name__ != "graphkit.models":
 
 # Imports below register what they define; keep them sorted.
 from graphkit.models.gae import GAE
+from graphkit.models.gat import GAT
+from graphkit.models.gcn import GCN
+from graphkit.models.gin import GIN
 from graphkit.models.heuristics import AdamicAdar, CommonNeighbors, ResourceAllocation
+from graphkit.models.mlp import MLP
 from graphkit.models.ncn import NCN, NCNPredictor
 from graphkit.models.ncn_ablation import NCNAblation
 from graphkit.models.ncnc import NCNC, NCNCPredictor
+from graphkit.models.sage import SAGE
+from graphkit.models.tt_gnn import TTGNN
 
 __all__ = [
     "GAE",
+    "GAT",
+    "GCN",
+    "GIN",
+    "MLP",
     "NCN",
     "NCNC",
+    "SAGE",
+    "TTGNN",
     "AdamicAdar",
     "CommonNeighbors",
     "NCNAblation",

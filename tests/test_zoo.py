@@ -32,6 +32,9 @@ SPECS = {
     "citeseer": DataSpec(num_nodes=3327, in_channels=3703, num_classes=6),
     "pubmed": DataSpec(num_nodes=19717, in_channels=500, num_classes=3),
     "digits": DataSpec(num_nodes=1797, in_channels=64, num_classes=10),
+    "ogbn-arxiv": DataSpec(num_nodes=169343, in_channels=128, num_classes=40),
+    "ogbn-products": DataSpec(num_nodes=2449029, in_channels=100, num_classes=47),
+    "ogbn-papers100M": DataSpec(num_nodes=111059956, in_channels=128, num_classes=172),
 }
 """Sizes of the data sets that have recipes; a new one needs a row."""
 
@@ -140,10 +143,15 @@ def test_recipe_builds_its_model_with_the_stated_number_of_parameters(recipe: Re
 
 @pytest.mark.parametrize("recipe", all_recipes(), ids=lambda recipe: recipe.name)
 def test_recipe_changes_only_what_it_names(recipe: Recipe) -> None:
+    def agrees(found: Any, wanted: Any) -> bool:
+        if isinstance(wanted, dict) and isinstance(found, dict):
+            return all(agrees(found[key], value) for key, value in wanted.items())
+        return bool(found == wanted)
+
     config = recipe_config(recipe).to_dict()
     for section, values in recipe.values.items():
         for key, value in values.items():
-            assert config[section][key] == value, f"{section}.{key}"
+            assert agrees(config[section][key], value), f"{section}.{key}"
 
 
 @pytest.mark.parametrize("recipe", all_recipes(), ids=lambda recipe: recipe.name)
@@ -152,7 +160,7 @@ def test_published_result_of_a_recipe_names_its_source(recipe: Recipe) -> None:
     if published is not None:
         assert recipe.expected["metric"]
         assert published["source"]
-        assert published["std"] >= 0
+        assert published.get("std", 0) >= 0
 
 
 @pytest.mark.parametrize("recipe", all_recipes(), ids=lambda recipe: recipe.name)
@@ -186,7 +194,7 @@ def test_docstring_documents_every_parameter(name: str) -> None:
     own = [p for p in inspect.signature(target).parameters.values() if p.kind is not p.VAR_KEYWORD]
     if target.__init__ is nn.Module.__init__:
         own = []
-    text = inspect.getdoc(target) or ""
+    text = MODELS.get(name).documentation
     assert [p.name for p in own if f"    {p.name}: " not in text and p.name != "args"] == []
 
 

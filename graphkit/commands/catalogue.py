@@ -82,7 +82,7 @@ def _known() -> list[str]:
 def _describe(entry: Entry, kind: str) -> None:
     serves = f" ({', '.join(entry.tasks)})" if kind != TASKS.kind else ""
     print(f"{kind} {entry.name}{serves}{'  ' + entry.paper if entry.paper else ''}")
-    print(f"{entry.target.__module__}.{entry.target.__qualname__}\n\n{inspect.getdoc(entry.target) or ''}\n")
+    print(f"{entry.target.__module__}.{entry.target.__qualname__}\n\n{entry.documentation}\n")
     given = {
         MODELS.kind: sizes_from_data(entry),
         DATASETS.kind: ["root", "task", "seed"],
@@ -107,5 +107,5 @@ def _recipe_row(recipe: Recipe) -> dict[str, Any]:
     row: dict[str, Any] = {"recipe": recipe.name, "seeds": recipe.seeds}
     for title, key in (("published", "paper"), ("ours", "ours")):
         result = recipe.expected.get(key)
-        row[title] = figure(result["mean"], result["std"]) if result else None
+        row[title] = figure(result["mean"], result.get("std")) if result else None
     return row

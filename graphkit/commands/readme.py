@@ -46,7 +46,7 @@ def zoo_table() -> str:
     rows = []
     for name in MODELS.names():
         entry = MODELS.get(name)
-        recipes = ", ".join(r.dataset_name for r in all_recipes() if r.model_name == name)
+        recipes = ", ".join(r.name.partition("/")[2] for r in all_recipes() if r.model_name == name)
         rows.append(
             {
                 "name": f"`{name}`",
@@ -95,7 +95,7 @@ def results_table() -> str:
 def _published(paper: dict[str, Any] | None) -> str:
     if paper is None:
         return "-"
-    return figure(paper["mean"], paper["std"]) + (
+    return figure(paper["mean"], paper.get("std")) + (
         "" if paper.get("comparable", True) else " (other protocol)"
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -148,9 +149,10 @@ def _compare(recipe: Recipe, results: Sequence[Result]) -> tuple[dict[str, Any],
     paper = recipe.expected.get("paper")
     if paper is None:
         return row, False
-    row["published"] = figure(paper["mean"], paper["std"])
+    row["published"] = figure(paper["mean"], paper.get("std"))
     if not paper.get("comparable", True):
         return {**row, "verdict": "another protocol"}, False
     gain = mean - paper["mean"] if results[0].maximize else paper["mean"] - mean
-    row["verdict"] = "worse" if gain < -paper["std"] else "better" if gain > paper["std"] else "equal"
-    return row, gain < -paper["std"]
+    spread = paper.get("std", std if math.isfinite(std) else 0.0)  # ours, where theirs isn't known
+    row["verdict"] = "worse" if gain < -spread else "better" if gain > spread else "equal"
+    return row, gain < -spread

@@ -253,10 +253,11 @@ def _help(model_name: str | None, dataset_name: str | None) -> int:
     model = MODELS.get(model_name)
     recipe = default_recipe(model.name)
     fitting = [name for name in DATASETS.names() if set(DATASETS.get(name).tasks) & set(model.tasks)]
-    dataset = DATASETS.get(dataset_name or (recipe.dataset_name if recipe else fitting[0]))
+    named = dataset_name.partition("@")[0] if dataset_name else None
+    dataset = DATASETS.get(named or (recipe.dataset_name if recipe else fitting[0]))
     run_parser = make_parser(f"train {model.name}", model, dataset, TASKS.get(choose_task(model, dataset)))
     run_parser.usage = f"train {model.name} [--dataset NAME] [options] [--section.key value ...]"
-    chosen = find_recipe(model.name, dataset.name)
+    chosen = find_recipe(model.name, dataset_name or dataset.name)
     if chosen is not None:  # its values are the defaults that count
         set_values(run_parser, chosen.values, f"recipe {chosen.name}")
     parser.usage, parser.description = argparse.SUPPRESS, argparse.SUPPRESS

@@ -10,7 +10,9 @@ from graphkit.kernels.overlap import (
     overlap_pool_torch,
 )
 from graphkit.kernels.pair_product import pair_product, pair_product_torch
+from graphkit.kernels.scaled import scaled_spmm, scaled_spmm_torch
 from graphkit.kernels.spmm import sddmm, sddmm_torch, spmm, spmm_torch, transpose_csr, transpose_csr_torch
+from graphkit.kernels.tt_lookup import tt_lookup, tt_lookup_torch
 
 __all__ = [
     "Overlap",
@@ -22,10 +24,14 @@ __all__ = [
     "overlap_pool_torch",
     "pair_product",
     "pair_product_torch",
+    "scaled_spmm",
+    "scaled_spmm_torch",
     "sddmm",
     "sddmm_torch",
     "spmm",
     "spmm_torch",
     "transpose_csr",
     "transpose_csr_torch",
+    "tt_lookup",
+    "tt_lookup_torch",
 ]

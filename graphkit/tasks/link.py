@@ -15,7 +15,7 @@ from graphkit.data import Benchmark
 from graphkit.errors import UserError
 from graphkit.registry import register_task
 from graphkit.sampling import NegativeSampler
-from graphkit.sparse import CSRGraph, SparseRows
+from graphkit.sparse import CSRGraph, SparseRows, as_features
 from graphkit.tasks import link_prediction
 from graphkit.tasks.base import Loss, Task, generator
 
@@ -106,7 +106,7 @@ class LinkTask(Task):
             extra = benchmark.splits["valid"]["pos_edge_label_index"]
             joined = torch.cat([data.edge_index, extra], dim=1)
             self.test_graph = CSRGraph.from_edge_index(joined, int(data.num_nodes)).to(self.device)
-        self.x = _features(data.x).to(self.device) if data.x is not None else None
+        self.x = as_features(data.x).to(self.device) if data.x is not None else None
         self.train_edges = benchmark.splits["train"]["pos_edge_label_index"].to(self.device)
         self.edge_ids = self.graph.find_edges(self.train_edges)
         if bool((self.edge_ids < 0).any()):
@@ -270,11 +270,3 @@ class LinkTask(Task):
 
 def _nbytes(structure: Any) -> int:
     return int(structure.nbytes()) if hasattr(structure, "nbytes") else 0
-
-
-def _features(x: Tensor) -> Tensor | SparseRows:
-    """Returns sparse rows where at most a fifth of the entries differ from zero, else ``x`` itself."""
-    if not x.is_floating_point() or x.dim() != 2 or x.numel() == 0:
-        return x
-    share = float((x != 0).sum()) / x.numel()
-    return x if share > 0.2 else SparseRows.from_dense(x)

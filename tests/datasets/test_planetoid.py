@@ -204,8 +204,49 @@ def test_options(tiny: Path) -> None:
     assert torch.allclose(sums, (plain.data.x.sum(1) > 0).float())
     few = load_dataset("cora", root=root, split="random", valid_ratio=0.05, test_ratio=0.1)
     assert few.info["test"] == few.info["test_neg"] == int(few.info["edges"] * 0.1)
-    with pytest.raises(UserError, match="unknown split 'nc'; did you mean 'ncn'"):
-        load_dataset("cora", root=root, split="nc")
+
+
+def test_a_split_must_fit_the_task(tiny: Path) -> None:
+    root = tiny.parents[1]
+    for task, split, allowed in (
+        ("link", "nc", "'ncn' or 'random'"),
+        ("link", "public", "'ncn' or 'random'"),
+        ("node", "ncn", "'public' or 'random'"),
+    ):
+        with pytest.raises(UserError, match=f"unknown split '{split}': for task '{task}' it is {allowed}"):
+            load_dataset("cora", root=root, task=task, split=split)
+
+
+def test_default_splits(tiny: Path) -> None:
+    root = tiny.parents[1]
+    for task, split in (("link", "ncn"), ("node", "public")):
+        plain, named = (load_dataset("cora", root=root, task=task, split=s) for s in (None, split))
+        assert plain.info["split"] == split
+        assert plain.fingerprint == named.fingerprint
+    link = load_dataset("cora", root=root, split="random")
+    assert link.info["valid"] == int(link.info["edges"] * 0.1)
+
+
+def test_random_node_split(tiny: Path) -> None:
+    """60/20/20 of the nodes with a class: those of the test range without a row have none."""
+    root = tiny.parents[1]
+
+    def load(**options: Any) -> Benchmark:
+        return load_dataset("cora", root=root, task="node", split="random", **options)
+
+    benchmark = load(seed=3)
+    labelled = set(range(KNOWN)) | set(
+        load_dataset("cora", root=root, task="node").splits["test"]["index"].tolist()
+    )
+    index = {part: split["index"] for part, split in benchmark.splits.items()}
+    assert len(labelled) < NODES
+    assert sum(i.numel() for i in index.values()) == len(labelled)
+    assert set(torch.cat(list(index.values())).tolist()) == labelled
+    assert index["valid"].numel() == index["test"].numel() == int(len(labelled) * 0.2)
+    assert (benchmark.info["split"], benchmark.info["seed"]) == ("random", 3)
+    assert load(seed=3).fingerprint == benchmark.fingerprint != load(seed=4).fingerprint
+    few = load(valid_ratio=0.1, test_ratio=0.3)
+    assert (few.info["valid"], few.info["test"]) == (int(len(labelled) * 0.1), int(len(labelled) * 0.3))
 
 
 def same(a: Benchmark, b: Benchmark) -> bool:

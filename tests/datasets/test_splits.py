@@ -17,6 +17,7 @@ from graphkit.datasets.splits import (
     link_benchmark,
     ncn_link_split,
     random_link_split,
+    random_node_split,
     stratified_node_split,
 )
 from graphkit.errors import UserError
@@ -146,6 +147,26 @@ def test_stratified_nodes() -> None:
     assert torch.equal(joined.sort().values, torch.nonzero(y >= 0).view(-1))
     assert all(torch.equal(a[name]["index"], b[name]["index"]) for name in a)
     assert not torch.equal(a["train"]["index"], c["train"]["index"])
+
+
+def test_random_nodes() -> None:
+    nodes = torch.arange(0, 300, 3)
+    a, b, c = (random_node_split(nodes, seed) for seed in (1, 1, 2))
+    assert [a[part]["index"].numel() for part in ("train", "valid", "test")] == [60, 20, 20]
+    assert torch.equal(torch.cat([part["index"] for part in a.values()]).sort().values, nodes)
+    for part in a:
+        assert torch.equal(a[part]["index"], a[part]["index"].sort().values)
+        assert torch.equal(a[part]["index"], b[part]["index"])
+        assert not torch.equal(a[part]["index"], c[part]["index"])
+    sizes = random_node_split(nodes, 0, valid_ratio=0.05, test_ratio=0.5)
+    assert [part["index"].numel() for part in sizes.values()] == [45, 5, 50]
+    before = torch.get_rng_state()
+    random_node_split(nodes, 0)
+    assert torch.equal(torch.get_rng_state(), before)
+    with pytest.raises(UserError, match="leave some to train"):
+        random_node_split(nodes, 0, 0.5, 0.5)
+    with pytest.raises(UserError, match=r"4 nodes are too few for shares of 0\.2"):
+        random_node_split(nodes[:4], 0)
 
 
 def test_link_benchmark() -> None:

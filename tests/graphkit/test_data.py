@@ -214,6 +214,25 @@ def test_fingerprint_stands_for_the_content() -> None:
     assert len({plain, *found}) == len(others) + 1
 
 
+def test_fingerprint_of_a_large_tensor_takes_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evenly spaced ones, the first and the last among them, whatever the order in memory."""
+    monkeypatch.setattr(data, "_WHOLE", 1000)
+    monkeypatch.setattr(data, "_BLOCKS", 3)
+    monkeypatch.setattr(data, "_BLOCK_BYTES", 80)
+    x = torch.arange(400.0).reshape(100, 4)
+    plain = small(x=x).fingerprint
+    assert small(x=x.t().contiguous().t()).fingerprint == plain
+    assert small(x=x.reshape(200, 2)).fingerprint != plain
+    assert small(x=x.int()).fingerprint != plain
+    seen = []
+    for at in range(400):
+        changed = x.clone()
+        changed.view(-1)[at] += 1
+        if small(x=changed).fingerprint != plain:
+            seen.append(at)
+    assert seen == [*range(20), *range(190, 210), *range(380, 400)]
+
+
 def test_fingerprint_follows_seed_and_options() -> None:
     found = [load_dataset("digits", k=3, seed=seed).fingerprint for seed in (0, 0, 1)]
     assert found[0] == found[1] != found[2]

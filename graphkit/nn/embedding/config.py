@@ -1,0 +1,70 @@
+"""The configuration of an embedding and the factory that every model takes its embedding from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from graphkit.errors import UserError, did_you_mean
+
+__all__ = ["EmbeddingConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingConfig:
+    """What stands behind the learnt rows of a model without node features.
+
+    Attributes:
+        kind: ``dense``: every row of its own; ``tensor_train``: products of small cores; ``hash``: sums of a
+            cluster's rows and hashed ones; ``quotient_remainder``: sums of two rows.
+        dim: Width of a row; by default the width that the model works with.
+        sparse: Dense only: gradients of the rows that were looked up alone, and a lazy optimizer step.
+        init: ``orthogonal``: columns orthonormal up to ``std``; ``gaussian``: independent entries;
+            ``spectral``: from leading eigenvectors of the normalised adjacency.
+        std: Deviation of the table's entries at the start; by default ``N**-0.5`` where columns are
+            orthonormal, else 0.1.
+        rank: Tensor train: rank between cores, one for all or one for each bond.
+        num_cores: Tensor train: number of cores, at least 2.
+        row_factors: Tensor train: factors of the row index; chosen by itself if not given.
+        column_factors: Tensor train: factors of the width; chosen by itself if not given.
+        order: Which rows share parameters: ``hierarchical`` and ``one_level`` follow METIS partitions of the
+            graph, ``random`` and ``identity`` (ids as they are) don't look at it.
+        order_seed: Seeds the order; by default the run's seed.
+        buckets: Hash: rows for the part of each node's own. Quotient-remainder: number of remainders.
+            Chosen from the number of nodes if not given.
+        num_hashes: Hash: hashed rows that a node adds up.
+        engine: Tensor train: how rows are computed; ``auto`` looks at the batch.
+    """
+
+    kind: Literal["dense", "tensor_train", "hash", "quotient_remainder"] = "dense"
+    dim: int | None = None
+    sparse: bool = False
+    init: Literal["orthogonal", "gaussian", "spectral"] = "orthogonal"
+    std: float | None = None
+    rank: int | list[int] = 16
+    num_cores: int = 3
+    row_factors: list[int] | None = None
+    column_factors: list[int] | None = None
+    order: Literal["hierarchical", "one_level", "random", "identity"] = "hierarchical"
+    order_seed: int | None = None
+    buckets: int | None = None
+    num_hashes: int = 2
+    engine: Literal["auto", "full", "prefix", "gather", "fused"] = "auto"
+
+    @classmethod
+    def of(cls, value: EmbeddingConfig | Mapping[str, Any] | None) -> EmbeddingConfig:
+        """Reads a configuration or the mapping that a file holds.
+
+        Raises:
+            UserError: An unknown key, with the closest known one.
+        """
+        if value is None:
+            return cls()
+        if isinstance(value, EmbeddingConfig):
+            return value
+        known = [field.name for field in fields(cls)]
+        for key in value:
+            if key not in known:
+                raise UserError(f"unknown key 'embedding.{key}'{did_you_mean(str(key), known)}")
+        return cls(**value)
