@@ -9,6 +9,7 @@ with the MLP head that the NCN paper (arXiv 2302.00890) uses for its row "GAE" i
 
 from __future__ import annotations
 
+from graphkit.nn.embedding import EmbeddingConfig
 from graphkit.nn.encoder import ConvName, GraphEncoder
 from graphkit.nn.link import LinkModel, PairPredictor
 from graphkit.registry import register_model
@@ -35,6 +36,7 @@ class GAE(LinkModel):
         dropout: Dropout after the input layer and between weighted convolutions.
         tail_dropout: Dropout after the last pure convolution.
         edge_dropout: Share of edges each convolution goes without, in training.
+        embedding: What stands behind learnt rows where there are no features.
         predictor_dropout: Dropout rate of the predictor's MLPs.
         predictor_norm: LayerNorm in the predictor's MLPs.
         tail_activation: End the predictor's branches with their activation instead of a linear layer.
@@ -56,6 +58,7 @@ class GAE(LinkModel):
         dropout: float = 0.0,
         tail_dropout: float = 0.0,
         edge_dropout: float = 0.0,
+        embedding: EmbeddingConfig = EmbeddingConfig(),  # noqa: B008 - frozen
         predictor_dropout: float = 0.0,
         predictor_norm: bool = True,
         tail_activation: bool = False,
@@ -67,6 +70,7 @@ class GAE(LinkModel):
             num_layers,
             conv,
             num_embeddings=num_nodes,
+            embedding=embedding,
             layer_norm=layer_norm,
             residual=residual,
             jumping=jumping,

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from graphkit.nn.checks import require_positive, require_rate
+from graphkit.nn.embedding import EmbeddingConfig
 from graphkit.nn.encoder import ConvName, GraphEncoder, drop_edges
 from graphkit.nn.link import LinkModel, PairPredictor, two_layer_mlp
 from graphkit.nn.pairs import PairStructure, Rows, pair_structure, pool_rows, sample_rows
@@ -196,6 +197,7 @@ class NCN(LinkModel):
         dropout: Dropout after the input layer and between weighted convolutions.
         tail_dropout: Dropout after the last pure convolution.
         edge_dropout: Share of edges each convolution goes without, in training.
+        embedding: What stands behind learnt rows where there are no features.
         predictor_dropout: Dropout rate of the predictor's MLPs.
         predictor_norm: LayerNorm in the predictor's MLPs.
         tail_activation: End the predictor's branches with their activation instead of a linear layer.
@@ -222,6 +224,7 @@ class NCN(LinkModel):
         dropout: float = 0.0,
         tail_dropout: float = 0.0,
         edge_dropout: float = 0.0,
+        embedding: EmbeddingConfig = EmbeddingConfig(),  # noqa: B008 - frozen
         predictor_dropout: float = 0.0,
         predictor_norm: bool = True,
         tail_activation: bool = False,
@@ -238,6 +241,7 @@ class NCN(LinkModel):
             num_layers,
             conv,
             num_embeddings=num_nodes,
+            embedding=embedding,
             layer_norm=layer_norm,
             residual=residual,
             jumping=jumping,

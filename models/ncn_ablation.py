@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from graphkit.kernels import overlap_count
 from graphkit.models.ncn import PAPER, NCNPredictor, NodeStates
 from graphkit.models.ncnc import NCNCPredictor
+from graphkit.nn.embedding import EmbeddingConfig
 from graphkit.nn.encoder import ConvName, GraphEncoder, drop_edges
 from graphkit.nn.link import LinkModel, PairPredictor, two_layer_mlp
 from graphkit.nn.pairs import PairStructure, Rows, candidate_pairs, merge_rows, pair_structure, select_entries
@@ -148,6 +149,7 @@ class NCNAblation(LinkModel):
         dropout: Dropout after the input layer and between weighted convolutions.
         tail_dropout: Dropout after the last pure convolution.
         edge_dropout: Share of edges each convolution goes without, in training.
+        embedding: What stands behind learnt rows where there are no features.
         predictor_dropout: Dropout rate of the predictor's MLPs.
         predictor_norm: LayerNorm in the predictor's MLPs.
         tail_activation: End the predictor's branches with their activation instead of a linear layer.
@@ -185,6 +187,7 @@ class NCNAblation(LinkModel):
         dropout: float = 0.0,
         tail_dropout: float = 0.0,
         edge_dropout: float = 0.0,
+        embedding: EmbeddingConfig = EmbeddingConfig(),  # noqa: B008 - frozen
         predictor_dropout: float = 0.0,
         predictor_norm: bool = True,
         tail_activation: bool = False,
@@ -211,6 +214,7 @@ class NCNAblation(LinkModel):
             num_layers,
             conv,
             num_embeddings=num_nodes,
+            embedding=embedding,
             layer_norm=layer_norm,
             residual=residual,
             jumping=jumping,

@@ -31,6 +31,7 @@ from torch.nn import functional as F
 from graphkit.kernels import pair_product
 from graphkit.models.ncn import PAPER, NCNPredictor, NodeStates
 from graphkit.nn.checks import require_positive
+from graphkit.nn.embedding import EmbeddingConfig
 from graphkit.nn.encoder import ConvName, GraphEncoder, drop_edges
 from graphkit.nn.link import LinkModel
 from graphkit.nn.pairs import (
@@ -279,6 +280,7 @@ class NCNC(LinkModel):
         dropout: Dropout after the input layer and between weighted convolutions.
         tail_dropout: Dropout after the last pure convolution.
         edge_dropout: Share of edges each convolution goes without, in training.
+        embedding: What stands behind learnt rows where there are no features.
         predictor_dropout: Dropout rate of the predictor's MLPs.
         predictor_norm: LayerNorm in the predictor's MLPs.
         tail_activation: End the predictor's branches with their activation instead of a linear layer.
@@ -315,6 +317,7 @@ class NCNC(LinkModel):
         dropout: float = 0.0,
         tail_dropout: float = 0.0,
         edge_dropout: float = 0.0,
+        embedding: EmbeddingConfig = EmbeddingConfig(),  # noqa: B008 - frozen
         predictor_dropout: float = 0.0,
         predictor_norm: bool = True,
         tail_activation: bool = False,
@@ -341,6 +344,7 @@ class NCNC(LinkModel):
             num_layers,
             conv,
             num_embeddings=num_nodes,
+            embedding=embedding,
             layer_norm=layer_norm,
             residual=residual,
             jumping=jumping,

@@ -231,8 +231,8 @@ def test_without_features_node_embeddings_are_learnt(case: str) -> None:
     score = model(None, graph, pairs)
     score.sum().backward()
     assert score.shape == (pairs.size(1),)
-    assert model.encoder.input.weight.shape == (NODES, 8)
-    assert torch.isfinite(model.encoder.input.weight.grad).all()
+    assert model.encoder.input.table.shape == (NODES, 8)
+    assert torch.isfinite(model.encoder.input.table.grad).all()
 
 
 @pytest.mark.parametrize("case", LINK)

@@ -12,6 +12,7 @@ from torch_geometric.utils import segment
 from graphkit.kernels import spmm
 from graphkit.nn.checks import require_positive, require_rate
 from graphkit.nn.dropout import DropoutReLU, FastDropout, NormDropoutReLU
+from graphkit.nn.embedding import Embedding, EmbeddingConfig, make_embedding
 from graphkit.sparse import CSRGraph, SparseRows
 
 __all__ = ["CONVOLUTIONS", "ConvName", "FeatureLinear", "GraphEncoder", "drop_edges", "propagate"]
@@ -132,6 +133,7 @@ class GraphEncoder(nn.Module):
         num_layers: Number of convolutions; 0 (or ``conv="none"``) leaves the input layer alone.
         conv: The convolution.
         num_embeddings: Rows of the embedding table where there are no features.
+        embedding: What stands behind them; its width may differ from ``H`` in weighted encoders only.
         layer_norm: Normalise between weighted convolutions.
         residual: Add a layer's input to its output; not to that of a weighted encoder's first layer, whose
             input are raw features.
@@ -156,6 +158,7 @@ class GraphEncoder(nn.Module):
         conv: ConvName = "gcn",
         *,
         num_embeddings: int | None = None,
+        embedding: EmbeddingConfig = EmbeddingConfig(),  # noqa: B008 - frozen
         layer_norm: bool = True,
         residual: bool = False,
         jumping: bool = False,
@@ -185,7 +188,13 @@ class GraphEncoder(nn.Module):
         width = hidden_channels
         self.input: nn.Module
         if in_channels is None:
-            self.input = nn.Embedding(int(num_embeddings or 0), width)
+            table = make_embedding(EmbeddingConfig.of(embedding), int(num_embeddings or 0), width)
+            if self.pure and table.embedding_dim != width:
+                raise ValueError(
+                    f"embedding.dim is {table.embedding_dim}; an encoder whose convolutions have no weights "
+                    f"needs rows of its own width, {width}"
+                )
+            self.input, width = table, table.embedding_dim
         elif self.pure:
             self.input = FeatureLinear(in_channels, width, feature_dropout)
         else:
@@ -215,8 +224,6 @@ class GraphEncoder(nn.Module):
             assert isinstance(conv, FeatureLinear)
             nn.init.xavier_uniform_(conv.weight)
             nn.init.zeros_(conv.bias)
-        if isinstance(self.input, nn.Embedding):
-            nn.init.orthogonal_(self.input.weight)
         if self.jumping is not None:
             if self.parity:
                 nn.init.normal_(self.jumping)
@@ -244,18 +251,21 @@ class GraphEncoder(nn.Module):
                 if layer < len(self.norms):
                     y = self.norms[layer](y)
             # a weighted encoder's first layer starts from raw features, which may be sparse: nothing to add
-            raw = not self.pure and layer == 0 and not isinstance(self.input, nn.Embedding)
-            h = y + h if self.residual and not raw and isinstance(h, Tensor) else y
+            raw = not self.pure and layer == 0 and not isinstance(self.input, Embedding)
+            fits = isinstance(h, Tensor) and h.size(1) == y.size(1)
+            h = y + h if self.residual and not raw and fits and isinstance(h, Tensor) else y
             outputs.append(h)
         assert isinstance(h, Tensor)
         return h if self.jumping is None else _weighted_sum(self.jumping, outputs)
 
     def _embed(self, x: Tensor | SparseRows | None, num_nodes: int) -> Tensor | SparseRows:
-        if isinstance(self.input, nn.Embedding):
+        if isinstance(self.input, Embedding):
             if isinstance(x, Tensor) and not x.is_floating_point():
                 rows = self.input(x)
-            elif num_nodes <= self.input.num_embeddings:
-                rows = self.input.weight[:num_nodes]
+            elif num_nodes == self.input.num_embeddings:
+                rows = self.input()
+            elif num_nodes < self.input.num_embeddings:
+                rows = self.input.rows(0, num_nodes)
             else:
                 raise ValueError(
                     f"the graph has {num_nodes} nodes, the embedding {self.input.num_embeddings} rows"
@@ -276,6 +286,6 @@ def _weighted_sum(weights: Tensor, outputs: Sequence[Tensor]) -> Tensor:
 def _count_nodes(x: Tensor | SparseRows | None, edge_index: Tensor, embed: nn.Module) -> int:
     if x is not None:
         return x.size(0)
-    if isinstance(embed, nn.Embedding):
+    if isinstance(embed, Embedding):
         return embed.num_embeddings
     return int(edge_index.max()) + 1 if edge_index.numel() else 0

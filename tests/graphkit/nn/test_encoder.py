@@ -181,18 +181,18 @@ def test_dropout_of_sparse_features_keeps_their_mean() -> None:
 
 def test_without_features_every_node_has_a_learnt_row(graph: CSRGraph) -> None:
     encoder = GraphEncoder(None, WIDTH, 1, "puresum", num_embeddings=NODES + 2).double().eval()
-    expected = adjacency(graph) @ encoder.input.weight[:NODES]
+    expected = adjacency(graph) @ encoder.input.table[:NODES]
     torch.testing.assert_close(encoder(None, graph), expected)
 
 
 def test_ids_choose_embedding_rows(graph: CSRGraph) -> None:
     encoder = GraphEncoder(None, WIDTH, 0, "none", num_embeddings=4).eval()
     ids = torch.randint(4, (NODES,))
-    assert torch.equal(encoder(ids, graph), encoder.input.weight[ids])
+    assert torch.equal(encoder(ids, graph), encoder.input.table[ids])
 
 
 def test_embedding_starts_orthogonal() -> None:
-    weight = GraphEncoder(None, 8, num_embeddings=8).input.weight
+    weight = GraphEncoder(None, 8, num_embeddings=8).input.table
     torch.testing.assert_close(weight @ weight.t(), torch.eye(8), atol=1e-5, rtol=0)
 
 
