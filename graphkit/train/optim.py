@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from graphkit.config import OptimConfig
 from graphkit.errors import UserError, did_you_mean
+from graphkit.train.lazy_adam import LazyAdam
 
 __all__ = [
     "build_optimizer",
@@ -68,10 +69,18 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
         return None
     parameters = [p for group in groups for p in group["params"]]
     fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
-    fused = fused and not any(getattr(module, "sparse", False) is True for module in model.modules())
-    common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": fused or None}
+    sparse = any(getattr(module, "sparse", False) is True for module in model.modules())
+    if sparse and (config.weight_decay or config.momentum):
+        raise UserError(
+            "sparse gradients of an embedding don't go with optim.weight_decay or optim.momentum, which move "
+            "every row at every step; set them to 0, or embedding.sparse to false"
+        )
+    common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
+    common["fused"] = (fused and (not sparse or config.name != "sgd")) or None
     if config.name == "sgd":
         return torch.optim.SGD(groups, momentum=config.momentum, **common)
+    if sparse:  # without a decay adamw and adam are one
+        return LazyAdam(groups, **common)
     kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
     return kind(groups, **common)
 

@@ -1,5 +1,6 @@
 """Parameter groups, schedules, clipping."""
 
+import copy
 import math
 
 import pytest
@@ -9,6 +10,7 @@ from torch import nn
 from graphkit.config import OptimConfig
 from graphkit.errors import UserError
 from graphkit.testing import TinyModel
+from graphkit.train.lazy_adam import LazyAdam
 from graphkit.train.optim import build_optimizer, gradient_norms, lr_factor, scale_gradients, set_lr
 
 
@@ -126,3 +128,85 @@ def test_norms_of_missing_and_sparse_gradients():
     norms = gradient_norms(optimizer).tolist()
     assert norms == pytest.approx([math.sqrt(2 * 36 + 2 * 9), 0.0])
     optimizer.step()
+
+
+# --- Sparse gradients --------------------------------------------------------------------------------------
+
+
+def sparse_model(sparse=True):
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"table": nn.Embedding(6, 3, sparse=sparse), "head": nn.Linear(3, 2)})
+    return model.double()
+
+
+def steps_on(model, optimizer, batches):
+    for ids in batches:
+        optimizer.zero_grad()
+        model["head"](model["table"](ids)).square().sum().backward()
+        gradient_norms(optimizer)
+        optimizer.step()
+
+
+def test_lazy_adam_is_adam_where_every_row_has_a_gradient():
+    model, other = sparse_model(), sparse_model(sparse=False)
+    everything = [torch.tensor([0, 1, 2, 3, 4, 5, 5]), torch.arange(6), torch.arange(6).flip(0)]
+    lazy = build_optimizer(model, OptimConfig(lr=0.1))
+    assert type(lazy) is LazyAdam
+    steps_on(model, lazy, everything)
+    steps_on(other, torch.optim.Adam(other.parameters(), lr=0.1), everything)
+    for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_lazy_adam_agrees_with_sparse_adam_up_to_epsilon():
+    model, other = sparse_model(), sparse_model()
+    batches = [torch.tensor([1, 1, 4]), torch.tensor([4, 0]), torch.tensor([1])]
+    steps_on(model, build_optimizer(model, OptimConfig(lr=0.1)), batches)
+    table = torch.optim.SparseAdam([other["table"].weight], lr=0.1)
+    head = torch.optim.Adam(other["head"].parameters(), lr=0.1)
+    for ids in batches:
+        table.zero_grad()
+        head.zero_grad()
+        other["head"](other["table"](ids)).square().sum().backward()
+        table.step()
+        head.step()
+    for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_rows_without_a_gradient_stay_and_keep_their_moments():
+    model = sparse_model()
+    optimizer = build_optimizer(model, OptimConfig(lr=0.1))
+    steps_on(model, optimizer, [torch.tensor([1, 2])])
+    weight = model["table"].weight.detach().clone()
+    moments = optimizer.state[model["table"].weight]["exp_avg"].clone()
+    steps_on(model, optimizer, [torch.tensor([2, 3])])
+    moved = (model["table"].weight != weight).any(1)
+    assert moved.tolist() == [False, False, True, True, False, False]
+    assert torch.equal(optimizer.state[model["table"].weight]["exp_avg"][1], moments[1])
+
+
+def test_an_empty_sparse_gradient_changes_nothing():
+    model = sparse_model()
+    optimizer = build_optimizer(model, OptimConfig(lr=0.1))
+    before = model["table"].weight.detach().clone()
+    steps_on(model, optimizer, [torch.zeros(0, dtype=torch.int64)])
+    assert torch.equal(model["table"].weight, before)
+
+
+@pytest.mark.parametrize("option", [{"weight_decay": 0.1}, {"name": "sgd", "momentum": 0.9}])
+def test_what_moves_every_row_is_refused_with_sparse_gradients(option):
+    with pytest.raises(UserError, match="sparse gradients of an embedding don't go with"):
+        build_optimizer(sparse_model(), OptimConfig(**option))
+
+
+def test_state_of_lazy_adam_survives_saving():
+    model, other = sparse_model(), sparse_model()
+    optimizer, again = (build_optimizer(m, OptimConfig(lr=0.1)) for m in (model, other))
+    batches = [torch.tensor([1, 2]), torch.tensor([2, 3]), torch.tensor([0, 2])]
+    steps_on(model, optimizer, batches[:2])
+    other.load_state_dict(model.state_dict())
+    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))  # as a file would hold it
+    steps_on(model, optimizer, batches[2:])
+    steps_on(other, again, batches[2:])
+    assert torch.equal(model["table"].weight, other["table"].weight)
