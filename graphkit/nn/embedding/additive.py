@@ -224,7 +224,9 @@ def _least_squares(slots: Tensor, values: Tensor, table: Tensor, size: int, step
     """
     row = torch.arange(slots.size(0)).repeat_interleave(slots.size(1))
     index = torch.stack([row, slots.reshape(-1)])
-    forward = torch.sparse_coo_tensor(index, values.reshape(-1), (slots.size(0), size)).coalesce()
+    forward = torch.sparse_coo_tensor(
+        index, values.reshape(-1), (slots.size(0), size), check_invariants=False
+    ).coalesce()
     backward = forward.t().coalesce()
     solution = table.new_zeros(size, table.size(1))
     residual = torch.sparse.mm(backward, table)

@@ -88,7 +88,7 @@ class Embedding(nn.Module, ABC):
         if ids is None:
             return self.weight()
         flat = ids.reshape(-1)
-        return self._rows_of(flat, self.positions_of(flat)).reshape(*ids.shape, self.embedding_dim)
+        return self._rows_of(flat.long(), self.positions_of(flat)).reshape(*ids.shape, self.embedding_dim)
 
     def _rows_of(self, ids: Tensor, position: Tensor) -> Tensor:
         """Returns rows ``[B, D]``; a kind that has parameters by id as well looks at both."""
