@@ -31,11 +31,32 @@ AHEAD = 6  # rows between asking for a place in memory and using it
 
 
 @njit(cache=True, nogil=True)
+def sorting_keys(position, meta):
+    """Returns what positions are sorted by, so that rows with the same prefix come together.
+
+    These are the positions, but with three cores the second digit counts most: its blocks are by far the
+    largest, so all work with one of them is done while it is in cache.
+    """
+    keys = position.copy()
+    if meta.shape[0] == 3:
+        p1, p2, p3 = meta[0, P], meta[1, P], meta[2, P]
+        for b in range(keys.shape[0]):
+            prefix = U(keys[b]) // p3
+            first = prefix // p2
+            second = prefix - first * p2
+            keys[b] += np.int64((second * p1 + first) * p3) - np.int64(prefix * p3)
+    return keys
+
+
+@njit(cache=True, nogil=True)
 def radix_sort(keys, bits):
-    """Sorts non-negative ``keys`` below ``2**bits``; returns them and where each came from, stable."""
+    """Sorts keys in ``[0, 2**bits)`` and returns them and where each came from, stable.
+
+    The argument's memory is used for the result.
+    """
     count = keys.shape[0]
     place = np.arange(count)
-    sorted_, moved = keys.copy(), np.empty_like(place)
+    sorted_, moved = keys, np.empty_like(place)
     spare = np.empty_like(keys)
     starts = np.empty((1 << RADIX_BITS) + 1, np.int64)
     for shift in range(0, bits, RADIX_BITS):
@@ -209,17 +230,17 @@ def _transpose(x, x0, xs, m, n, y, y0, ys):
 
 @njit(nogil=True)
 def _changed(prefix, digits, meta):
-    """Splits a prefix into digits, in place, and returns the first core whose digit is another one."""
-    k = meta.shape[0] - 1
-    first = k
-    while k > 0:
-        k -= 1
+    """Splits a key's prefix into digits, in place, and returns the first core whose digit is another one."""
+    inner = meta.shape[0] - 1
+    first = inner
+    for n in range(inner):
+        k = n if inner == 2 else inner - 1 - n  # as sorting_keys puts them, the least significant first
         p = meta[k, P]
         above = prefix // p
         digit = prefix - above * p
         if digit != digits[k]:
             digits[k] = digit
-            first = k
+            first = min(first, k)
         prefix = above
     return first
 
@@ -264,7 +285,7 @@ def _pull(first, digits, meta, turned, stack, slopes, grads):
 
 @njit(cache=True, nogil=True)
 def lookup(start, stop, meta, data, keys, place, out):
-    """Writes the rows at ascending positions ``keys[start:stop]`` to ``out[place[b] * D:]``."""
+    """Writes the rows of ascending ``keys[start:stop]`` of :func:`sorting_keys` to ``out[place[b] * D:]``."""
     d = meta.shape[0]
     p, r, q, core = meta[d - 1, P], meta[d - 1, R], meta[d - 1, Q], meta[d - 1, CORE]
     rows, x = meta[d - 2, COLUMNS], meta[d - 2, STACK]

@@ -17,9 +17,10 @@ __all__ = ["tt_lookup", "tt_lookup_torch"]
 
 _HALF = (torch.float16, torch.bfloat16)
 
-# Gradients are summed in this many parts at most, and in parts of at least so many elementary steps; their
-# buffers take at most so many values. None of it depends on the number of threads.
-MAX_SEGMENTS, SEGMENT_WORK, SEGMENT_VALUES = 16, 1 << 22, 1 << 24
+# Gradients are summed in parts, each with a buffer of the size of the cores: at most so many parts, of at
+# least so many elementary steps, and so many for each value of the buffer; with so many values in all
+# buffers. None of it depends on the number of threads.
+MAX_SEGMENTS, SEGMENT_WORK, WORK_PER_VALUE, SEGMENT_VALUES = 16, 1 << 22, 16, 1 << 24
 
 
 def tt_lookup(cores: Sequence[Tensor], position: Tensor) -> Tensor:
@@ -92,7 +93,7 @@ def _lookup_cpu(cores: Sequence[Tensor], position: Tensor) -> Tensor:
     width = math.prod(core.size(2) for core in cores)
     out = cores[0].new_empty(position.numel(), width)
     meta, data = _layout(cores)
-    keys, place = _sorted(cores, position)
+    keys, place = _sorted(cores, meta, position)
     bounds = even_bounds(keys.shape[0], num_parts(_work(cores, keys.shape[0])))
     run_ranges(loops.lookup, bounds, meta, data, keys, place, out.numpy().reshape(-1))
     return out
@@ -119,9 +120,10 @@ def _lookup_backward_cpu(cores: Sequence[Tensor], position: Tensor, grad: Tensor
     # Between the first and the last core, blocks are needed both ways round.
     inner = [core.detach().transpose(1, 2).transpose(2, 3).reshape(-1) for core in cores[1:-1]]
     turned = torch.cat([cores[0].detach().reshape(-1), *inner]).numpy()
-    keys, place = _sorted(cores, position)
+    keys, place = _sorted(cores, meta, position)
     work = _work(cores, keys.shape[0])
-    segments = max(1, min(MAX_SEGMENTS, work // SEGMENT_WORK, SEGMENT_VALUES // data.shape[0]))
+    least = max(SEGMENT_WORK, WORK_PER_VALUE * data.shape[0])
+    segments = max(1, min(MAX_SEGMENTS, work // least, SEGMENT_VALUES // data.shape[0]))
     bounds = np.array(even_bounds(keys.shape[0], segments))
     sums = np.zeros((segments, data.shape[0]), data.dtype)
     ranges = even_bounds(segments, min(segments, num_parts(work)))
@@ -151,7 +153,7 @@ _lookup.register_autograd(_differentiate, setup_context=_setup)
 
 
 def _work(cores: Sequence[Tensor], count: int) -> int:
-    """Returns a measure of elementary steps for ``count`` rows with shared prefixes."""
+    """Returns about how many multiplications ``count`` rows take beyond their prefixes."""
     return count * math.prod(core.size(2) for core in cores) * cores[-1].size(1)
 
 
@@ -180,8 +182,8 @@ def _unlay(cores: Sequence[Tensor], flat: Tensor) -> list[Tensor]:
     ]
 
 
-def _sorted(cores: Sequence[Tensor], position: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Returns positions in ascending order and where each came from; refuses those out of range."""
+def _sorted(cores: Sequence[Tensor], meta: np.ndarray, position: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Returns sorted keys of positions and where each came from; refuses positions out of range."""
     from graphkit.kernels import _tt_loops as loops
 
     capacity = math.prod(core.size(0) for core in cores)
@@ -189,5 +191,6 @@ def _sorted(cores: Sequence[Tensor], position: Tensor) -> tuple[np.ndarray, np.n
         low, high = (int(v) for v in torch.aminmax(position))
         if low < 0 or high >= capacity:
             raise ValueError(f"position holds values from {low} to {high}; they must lie in [0, {capacity})")
-    keys, place = loops.radix_sort(to_numpy(position), max(1, (capacity - 1).bit_length()))
-    return keys, place
+    keys = loops.sorting_keys(to_numpy(position), meta)
+    ordered, place = loops.radix_sort(keys, max(1, (capacity - 1).bit_length()))
+    return ordered, place

@@ -130,10 +130,13 @@ def _truncate(matrix: Tensor, budget: float, limit: int | None) -> tuple[Tensor,
 
     The rank is at least 1 and at most ``limit``, which goes before the budget.
     """
-    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    # S V^T is taken as U^T A, so that of a wide matrix the triangle of its QR decomposition is enough.
+    wide = matrix.size(1) > 2 * matrix.size(0)
+    small = torch.linalg.qr(matrix.t(), mode="r").R.t() if wide else matrix
+    left, values, _ = torch.linalg.svd(small, full_matrices=False)
     # tail[r]: norm of what is dropped at rank r
     tail = values.pow(2).flip(0).cumsum(0).flip(0).sqrt()
     rank = max(1, int((tail > budget).sum()))
     if limit is not None:
         rank = min(rank, limit)
-    return left[:, :rank], values[:rank, None] * right[:rank]
+    return left[:, :rank], left[:, :rank].t() @ matrix

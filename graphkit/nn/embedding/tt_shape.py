@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from graphkit.nn.checks import require_positive
 
-__all__ = ["TTShape"]
+__all__ = ["TTShape", "capped_ranks", "inner_ranks"]
 
 
 class TTShape(NamedTuple):
@@ -137,6 +137,11 @@ def capped_ranks(inner: Sequence[int], modes: Sequence[int]) -> tuple[int, ...]:
 
 
 def inner_ranks(rank: int | Sequence[int], d: int) -> tuple[int, ...]:
+    """Returns ``(r_1, ..., r_{d-1})`` from one rank for all or a rank for each.
+
+    Raises:
+        ValueError: If their number is wrong or one isn't positive.
+    """
     inner = (rank,) * (d - 1) if isinstance(rank, int) else tuple(map(int, rank))
     if len(inner) != d - 1 or min(inner) < 1:
         raise ValueError(f"rank is {rank}; it must be a positive integer, or {d - 1} of them for {d} cores")
