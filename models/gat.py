@@ -2,11 +2,12 @@
 
 Paper: "Graph Attention Networks", Petar Veličković, Guillem Cucurull, Arantxa Casanova, Adriana Romero,
 Pietro Liò, Yoshua Bengio, ICLR 2018, https://arxiv.org/abs/1710.10903. As a tuned plain model: see
-:mod:`graphkit.nn.node`. It departs from the paper in having no dropout on the attention weights.
+:mod:`graphkit.nn.node`.
 """
 
 from __future__ import annotations
 
+from graphkit.nn.checks import require_rate
 from graphkit.nn.conv import Conv, GATLayer
 from graphkit.nn.embedding import EmbeddingConfig
 from graphkit.nn.node import NodeModel, NormName
@@ -25,6 +26,7 @@ class GAT(NodeModel):
         num_nodes: Number of nodes, needed without features only.
         heads: Attention heads of every layer: side by side in hidden layers, averaged where a last
             convolution gives the classes.
+        attention_dropout: Rate on the attention weights.
         hidden_channels: Width of every hidden layer, all heads together.
         num_layers: Number of convolutions.
         norm: Normalisation of hidden layers.
@@ -43,6 +45,7 @@ class GAT(NodeModel):
         num_nodes: int | None = None,
         *,
         heads: int = 4,
+        attention_dropout: float = 0.0,
         hidden_channels: int = 256,
         num_layers: int = 3,
         norm: NormName = "batch",
@@ -53,7 +56,9 @@ class GAT(NodeModel):
         feature_dropout: float = 0.0,
         embedding: EmbeddingConfig = EmbeddingConfig(),  # noqa: B008 - frozen
     ) -> None:
-        self.heads = heads  # read by make_conv; plain numbers may precede the module's own set-up
+        require_rate("attention_dropout", attention_dropout)
+        # read by make_conv; plain numbers may precede the module's own set-up
+        self.heads, self.attention_dropout = heads, attention_dropout
         super().__init__(
             in_channels,
             num_classes,
@@ -70,4 +75,5 @@ class GAT(NodeModel):
         )
 
     def make_conv(self, in_channels: int, out_channels: int, last: bool) -> Conv:
-        return GATLayer(in_channels, out_channels, self.heads, concat=not last)
+        dropout = self.attention_dropout
+        return GATLayer(in_channels, out_channels, self.heads, concat=not last, dropout=dropout)

@@ -1,7 +1,9 @@
 """A multilayer perceptron on the nodes' own features: the baseline that doesn't see the graph.
 
-As a tuned plain model: see :mod:`graphkit.nn.node`. It departs from a convolution in its layers alone, so a
-difference in accuracy is the graph's.
+Paper: "Learning representations by back-propagating errors", David E. Rumelhart, Geoffrey E. Hinton,
+Ronald J. Williams, Nature 1986, https://doi.org/10.1038/323533a0. As a tuned plain model: see
+:mod:`graphkit.nn.node`. It departs from a convolution in its layers alone, so a difference in accuracy is the
+graph's.
 """
 
 from __future__ import annotations

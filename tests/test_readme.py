@@ -33,7 +33,7 @@ def test_python_examples_run(text: str) -> None:
     for block in blocks:
         names: dict[str, object] = {}
         exec(compile(block, "README.md", "exec"), names)
-        assert names["logits"].shape == (2,)  # type: ignore[attr-defined]
+        assert names["logits"].isfinite().all()  # type: ignore[attr-defined]
 
 
 def test_links_to_files_lead_somewhere(root: Path, text: str) -> None:
