@@ -71,16 +71,27 @@ class Predictor:
         result: tuple[Tensor, Tensor] = self._task_method("top")(self.model, source, k)
         return result
 
+    def classify(self, nodes: Tensor | Sequence[int]) -> Tensor:
+        """Returns the class (or label) probabilities of nodes ``[n]``, ``[n, C]`` float32.
+
+        Raises:
+            UserError: Not a node model, or ids that the graph doesn't have.
+        """
+        ids = torch.as_tensor(nodes, dtype=torch.int64).reshape(-1)
+        probabilities: Tensor = self._task_method("probabilities", "classify nodes")(self.model, ids)
+        return probabilities
+
     def node_names(self) -> list[str] | None:
         """Returns the names of a graph that came with names instead of ids."""
         names = self.benchmark.node_names
         return None if names is None else list(names)
 
-    def _task_method(self, name: str) -> Any:
+    def _task_method(self, name: str, deed: str = "") -> Any:
         method = getattr(self.task, name, None)
         if method is None:
             raise UserError(
-                f"{self.run.name} was trained for {self.config.task_name}; it can't {name} node pairs"
+                f"{self.run.name} was trained for {self.config.task_name}; it can't "
+                f"{deed or f'{name} node pairs'}"
             )
         return method
 

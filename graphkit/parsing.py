@@ -233,14 +233,28 @@ def _plain(error: argparse.ArgumentError) -> str:
     match = re.match(r'Parser key "([^"]+)": (.*)', text)
     if match is None:
         return text
+    choice = re.search(r"Subtypes: \[(.*?)\] Errors: .* Given value: (.*)", match[2])
+    if choice is not None:
+        kinds = re.split(r", (?![^\[]*\])", choice[1])  # at commas outside brackets
+        return f"{match[1]} is {choice[2]!r}; it must be {' or '.join(map(_words, kinds))}"
     expected = re.search(r"Expected an? (.+?)\. Got value: (.*)", match[2])
     if expected is None:
         return f"{match[1]}: {match[2]}"
-    kind = re.sub(r"<class '([\w.]+)'>", r"\1", expected[1]).replace("typing.", "")
-    return f"{match[1]} is {expected[2]!r}; it must be {_words(kind)}"
+    return f"{match[1]} is {expected[2]!r}; it must be {_words(expected[1])}"
+
+
+_KINDS = {
+    "int": "an integer",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "NoneType": "null",
+    "list": "a list",
+    "list[int]": "a list of integers",
+}
 
 
 def _words(kind: str) -> str:
-    names = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "text"}
+    kind = re.sub(r"<class '([\w.]+)'>", r"\1", kind).replace("typing.", "")
     literal = re.fullmatch(r"Literal\[(.*)\]", kind)
-    return f"one of {literal[1]}" if literal else names.get(kind, kind)
+    return f"one of {literal[1]}" if literal else _KINDS.get(kind, kind)

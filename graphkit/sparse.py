@@ -210,7 +210,13 @@ class Adjacency:
         return target, target
 
     def rows(self, start: int, stop: int) -> Adjacency:
-        """Returns the rows ``start`` to ``stop - 1`` of a whole graph, with degrees; nothing is copied."""
+        """Returns the rows ``start`` to ``stop - 1`` of a whole graph, with degrees; nothing is copied.
+
+        Raises:
+            IndexError: Unless ``0 <= start <= stop <= R``.
+        """
+        if not 0 <= start <= stop <= self.num_rows:
+            raise IndexError(f"rows {start}:{stop} of a graph of {self.num_rows}")
         source, target = self.degrees()
         rowptr = self.rowptr[start : stop + 1]
         first, last = int(rowptr[0]), int(rowptr[-1])

@@ -19,6 +19,7 @@ from torch_geometric.utils import segment
 
 from graphkit.kernels import scaled_spmm, spmm
 from graphkit.nn.checks import require_positive
+from graphkit.nn.dropout import FastDropout
 from graphkit.sparse import Adjacency, SparseRows
 
 __all__ = [
@@ -44,8 +45,14 @@ def aggregate(x: Tensor, graph: Adjacency, mean: bool = False) -> Tensor:
     Returns:
         ``[R, F]``, zero where there is no neighbour.
     """
-    row = graph.count().clamp(min=1).to(x.dtype).reciprocal() if mean else _unbiased(graph, x.dtype)
+    dtype = _precise(x)
+    row = graph.count().clamp(min=1).to(dtype).reciprocal() if mean else _unbiased(graph, dtype)
     return scaled_spmm(graph.rowptr, graph.col, x, row=row, symmetric=graph.symmetric)
+
+
+def _precise(x: Tensor) -> torch.dtype:
+    """Returns float32 for half precision, which can't hold large degrees and their sums."""
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _unbiased(graph: Adjacency, dtype: torch.dtype) -> Tensor | None:
@@ -95,7 +102,13 @@ def _project(x: Tensor | SparseRows, weight: Tensor) -> Tensor:
 def _own(x: Tensor | SparseRows, weight: Tensor, graph: Adjacency, start: int) -> Tensor:
     """Returns ``x W`` for the targets alone."""
     stop = start + graph.num_rows
-    return x[start:stop] @ weight if isinstance(x, Tensor) else _project(x, weight)[start:stop]
+    if isinstance(x, Tensor):
+        return x[start:stop] @ weight
+    if graph.num_rows == x.size(0):
+        return _project(x, weight)
+    rowptr = x.rowptr[start : stop + 1]
+    first, last = int(rowptr[0]), int(rowptr[-1])
+    return spmm(rowptr - first, x.col[first:last], x.value[first:last], weight)
 
 
 def _matrix(rows: int, columns: int) -> nn.Parameter:
@@ -152,8 +165,9 @@ class GCNLayer(Conv):
         return _narrowed(h, self.weight)
 
     def combine(self, sources: Tensor, h: Tensor | SparseRows, graph: Adjacency, start: int = 0) -> Tensor:
-        source, target = ((degree + 1).to(sources.dtype).rsqrt() for degree in graph.degrees())
-        factor = _unbiased(graph, sources.dtype)
+        dtype = _precise(sources)
+        source, target = ((degree + 1).to(dtype).rsqrt() for degree in graph.degrees())
+        factor = _unbiased(graph, dtype)
         total = scaled_spmm(
             graph.rowptr,
             graph.col,
@@ -239,19 +253,28 @@ class GATLayer(Conv):
         heads: ``K``.
         concat: Heads side by side, each ``H / K`` wide; otherwise each is ``H`` wide and they are averaged.
         slope: LeakyReLU's slope below zero.
+        dropout: Rate on the attention weights :math:`\alpha` in training, each head by itself.
 
     Raises:
         ValueError: If heads are concatenated and ``H`` isn't a multiple of ``K``.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, heads: int = 1, *, concat: bool = True, slope: float = 0.2
+        self,
+        in_channels: int,
+        out_channels: int,
+        heads: int = 1,
+        *,
+        concat: bool = True,
+        slope: float = 0.2,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         require_positive("heads", heads)
         if concat and out_channels % heads:
             raise ValueError(f"out_channels is {out_channels}; it must be a multiple of heads, {heads}")
         self.heads, self.concat, self.slope = heads, concat, slope
+        self.dropout = FastDropout(dropout)
         self.width = out_channels // heads if concat else out_channels  # of one head
         self.weight = _matrix(in_channels, heads * self.width)
         self.target_weight, self.source_weight = _matrix(heads, self.width), _matrix(heads, self.width)
@@ -267,6 +290,7 @@ class GATLayer(Conv):
 
     def combine(self, sources: Tensor, h: Tensor | SparseRows, graph: Adjacency, start: int = 0) -> Tensor:
         mapped, source, target = sources.split([self.heads * self.width, self.heads, self.heads], dim=1)
+        source, target = source.to(_precise(sources)), target.to(_precise(sources))
         stop = start + graph.num_rows
         rows = torch.arange(graph.num_rows, device=graph.device)
         row = torch.repeat_interleave(rows, graph.count(), output_size=graph.col.numel())
@@ -276,8 +300,12 @@ class GATLayer(Conv):
         # softmax over a row and its loop; subtracting the largest score changes nothing but the range
         top = loop.detach()
         if score.numel():
-            top = torch.maximum(top, segment(score.detach(), graph.rowptr, reduce="max"))
+            largest = torch.maximum(top, segment(score.detach(), graph.rowptr, reduce="max"))
+            # the maximum of no score is given as 0, which must not stand above a loop's
+            top = torch.where(graph.count()[:, None] > 0, largest, top)
         weight, own_weight = (score - top[row]).exp(), (loop - top).exp()
+        norm = own_weight + torch.zeros_like(own_weight).index_add(0, row, weight)  # [R, K]
+        weight, own_weight = self.dropout(weight), self.dropout(own_weight)
         heads = mapped.split(self.width, dim=1)
         total = torch.stack(
             [
@@ -287,8 +315,7 @@ class GATLayer(Conv):
             ],
             dim=1,
         )  # [R, K, W]
-        norm = own_weight + torch.zeros_like(own_weight).index_add(0, row, weight)  # [R, K]
-        out = total / norm.unsqueeze(-1)
+        out = (total / norm.unsqueeze(-1)).to(sources.dtype)
         return (out.flatten(1) if self.concat else out.mean(1)) + self.bias
 
 

@@ -87,6 +87,7 @@ class NodeModel(nn.Module):
             raise ValueError("jumping needs linear_head: a sum of hidden layers has their width")
         self.num_layers, self.jumping = num_layers, jumping
         width = in_channels
+        self.uses_features = in_channels is not None
         self.embedding: nn.Module | None = None
         if in_channels is None:
             if num_nodes is None:
@@ -203,7 +204,7 @@ class NodeModel(nn.Module):
             h = self.embed(x, n_id)
             whole = self._blocks(graph, h)[0]
             step = rows or max(whole.num_rows, 1)
-            if step >= whole.num_rows or isinstance(h, SparseRows):
+            if step >= whole.num_rows:
                 return self._propagate(h, [whole] * self.num_layers)
             total: Tensor | None = None
             for layer, conv in enumerate(self.convs):

@@ -68,6 +68,9 @@ class NodeTask(Task):
     :math:`\epsilon = 1 - \ln 2`, which holds outliers back (Wang, Jin, Zhang, Wipf, arXiv 2103.13355).
     Several binary labels a node take the mean of their logistic losses.
 
+    Shards of a sampled batch add up to it exactly where all hops have one fan-out; otherwise a node that one
+    shard finds at another hop than the whole would draws by that hop's number, which stays unbiased.
+
     Args:
         benchmark: A node benchmark.
         seed: Seeds the order of targets and the samples, each on its own.
@@ -107,6 +110,8 @@ class NodeTask(Task):
         super().__init__(benchmark, seed, batch_size, eval_batch_size, device)
         if not 0 < target_share <= 1:
             raise ValueError(f"task.target_share is {target_share}; it must lie in (0, 1]")
+        if loss not in ("cross_entropy", "log"):
+            raise ValueError(f"task.loss is {loss!r}; it must be cross_entropy or log")
         if cluster < 0 or workers < 0:
             raise ValueError(f"task.cluster is {cluster} and task.workers {workers}; they must be at least 0")
         data = benchmark.data
@@ -282,8 +287,9 @@ class NodeTask(Task):
 
             parts = max(2, math.ceil(self.num_nodes / (64 * self.cluster)))
             factors = (parts, -(-self.num_nodes // parts) * 2)
+            assert self.sampler is not None  # whose rows are never renumbered
             self._position = hierarchical_order(
-                self.graph, self.num_nodes, factors, method="hierarchical", seed=self.seed
+                self.sampler.graph, self.num_nodes, factors, method="hierarchical", seed=self.seed
             )
         return self._position.cpu()
 
@@ -293,7 +299,7 @@ class NodeTask(Task):
         return nodes if self._new is None else self._new[nodes]
 
     def _on_blocks(self, model: nn.Module, sample: SampledBatch) -> Tensor:
-        x = self.benchmark.data.x
+        x = self.benchmark.data.x if getattr(model, "uses_features", True) else None
         x = None if x is None else x.index_select(0, sample.n_id).to(self.device)
         moved = sample.to(self.device)
         out: Tensor = model(x, moved.blocks(), moved.n_id)

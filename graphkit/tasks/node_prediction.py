@@ -61,7 +61,10 @@ def _numbers(task: NodeTask, text: str) -> Tensor:
             if word not in index:
                 raise UserError(f"--nodes: the graph has no node '{word}'")
         return torch.tensor([index[word] for word in words], dtype=torch.int64)
+    last = task.num_nodes - 1
     for word in words:
-        if not word.removeprefix("-").isdigit():
+        if not word.removeprefix("-").isdecimal():
             raise UserError(f"--nodes: '{word}' is no node id")
+        if not 0 <= int(word) <= last:
+            raise UserError(f"--nodes: {word} is no node; the graph has ids 0 to {last}")
     return torch.tensor([int(word) for word in words], dtype=torch.int64)

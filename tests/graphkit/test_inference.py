@@ -135,6 +135,11 @@ def test_task_that_scores_no_pairs_says_so(predictor: Predictor) -> None:
         other.score(PAIRS)
 
 
+def test_a_link_run_classifies_no_nodes(predictor: Predictor) -> None:
+    with pytest.raises(UserError, match="was trained for link; it can't classify nodes"):
+        predictor.classify([0, 1])
+
+
 def test_unknown_device_is_refused(folder: Path) -> None:
     with pytest.raises(UserError, match="device 'abacus' can't be used here"):
         graphkit.load(folder, device="abacus")

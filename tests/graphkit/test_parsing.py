@@ -169,6 +169,100 @@ def test_recipes_are_chosen_by_model_name_or_pattern() -> None:
         matching_recipes(["ncn/corra"])
 
 
+# --- Groups of options inside a section --------------------------------------------------------------------
+
+
+def embedding(file: Path | None = None, *flags: str, model: str = "tt-gnn", dataset: str = "digits") -> Any:
+    return resolve(model, dataset, flags, file=file).model["embedding"]
+
+
+def test_group_is_complete_without_file_or_flags() -> None:
+    values = embedding(model="gcn")
+    assert (values["kind"], values["dim"], values["rank"], values["row_factors"]) == ("dense", None, 16, None)
+    values = embedding()  # of the recipe
+    assert (values["kind"], values["dim"], values["rank"]) == ("tensor_train", 64, 8)
+
+
+def test_flags_of_a_group_win_over_the_file_the_file_over_the_recipe(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("model: {embedding: {dim: 32, std: 2e-1, row_factors: [13, 14, 10]}}\n")
+    values = embedding(file, "--model.embedding.dim", "16", "--model.embedding.order=random")
+    assert values["dim"] == 16  # flag over file
+    assert values["std"] == 0.2  # file over recipe
+    assert values["row_factors"] == [13, 14, 10]
+    assert values["order"] == "random"
+    assert values["rank"] == 8  # recipe over default
+    assert values["num_cores"] == 3  # default
+    assert resolve("tt-gnn", "digits", file=file).model["hidden_channels"] == 32  # beside the group
+
+
+def test_optional_value_of_a_group_may_be_taken_back() -> None:
+    assert embedding(None, "--model.embedding.std", "null")["std"] is None
+
+
+@pytest.mark.parametrize(("text", "value"), [("4", 4), ("[4, 8]", [4, 8])])
+def test_value_of_a_group_may_be_one_of_several_types(text: str, value: Any) -> None:
+    assert embedding(None, "--model.embedding.rank", text)["rank"] == value
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "model: {embedding: {knd: dense}}",
+            "unknown key 'model.embedding.knd'; did you mean 'model.embedding.kind'?",
+        ),
+        ("model: {embeding: {kind: dense}}", "unknown key 'model.embeding'; did you mean 'model.embedding"),
+        ("model: {embedding: dense}", "unknown key 'model.embedding'"),
+        (
+            "model: {embedding: {kind: tensortrain}}",
+            "model.embedding.kind is 'tensortrain'; it must be one of",
+        ),
+        ("model: {embedding: {dim: wide}}", "model.embedding.dim is 'wide'; it must be an integer or null"),
+        ("model: {embedding: {kind: {a: 1}}}", "model.embedding.kind"),
+    ],
+)
+def test_bad_value_of_a_group_in_a_file_is_named(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError) as caught:
+        embedding(file)
+    assert str(caught.value).startswith(f"{file}: ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model.embedding.knd", "dense"], "unknown option '--model.embedding.knd'; did you mean"),
+        (["--model.embedding", "dense"], "unknown option '--model.embedding'"),
+        (["--model.embedding.kind", "full"], "model.embedding.kind is 'full'; it must be one of 'dense'"),
+        (["--model.embedding.dim", "wide"], "model.embedding.dim is 'wide'; it must be an integer or null"),
+        (["--model.embedding.rank", "wide"], "rank is 'wide'; it must be an integer or a list of integers"),
+        (["--model.embedding.row_factors", "[1.5]"], r"is '\[1.5\]'; it must be a list of integers or null"),
+        (["--task.fanouts", "3"], "task.fanouts is '3'; it must be a list"),
+    ],
+)
+def test_bad_flag_of_a_group_is_named(flags: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        embedding(None, *flags)
+
+
+def test_configuration_with_a_group_resolves_to_itself(tmp_path: Path) -> None:
+    flags = ["--model.embedding.rank", "[4, 8]", "--model.embedding.order_seed", "3"]
+    config = resolve("tt-gnn", "digits", flags, seed=2)
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(config.to_dict()))
+    assert resolve(None, None, file=file) == config
+    assert RunConfig.from_dict(config.to_dict()).hash() == config.hash()
+
+
+def test_link_models_have_the_group_too() -> None:
+    values = embedding(None, "--model.embedding.kind", "hash", model="ncn")
+    assert (values["kind"], values["dim"]) == ("hash", None)
+
+
 def test_folder_in_place_of_a_configuration_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="can't read configuration file"):
         read_yaml(tmp_path)

@@ -9,7 +9,7 @@ import pytest
 
 import graphkit.registry
 from graphkit.errors import UserError, did_you_mean
-from graphkit.registry import DATASETS, MODELS, TASKS, Registry
+from graphkit.registry import DATASETS, MODELS, TASKS, Entry, Registry
 
 
 class Point:
@@ -128,3 +128,45 @@ def test_every_built_in_entry_says_what_it_is(entries: Registry) -> None:
     for name in entries.names():
         assert entries.get(name).summary.endswith(".")
         assert set(entries.get(name).tasks) <= {"link", "node"}
+
+
+class _Plain:
+    """Has no constructor of its own."""
+
+
+class _Base:
+    """Takes a width.
+
+    Args:
+        width: Of everything.
+    """
+
+    def __init__(self, width: int = 1) -> None:
+        self.width = width
+
+
+class _Derived(_Base):
+    """Inherits its constructor."""
+
+
+class _Own(_Base):
+    """Has its own.
+
+    Args:
+        height: Of everything.
+    """
+
+    def __init__(self, height: int = 1) -> None:
+        super().__init__()
+        self.height = height
+
+
+def test_documentation_of_an_inherited_constructor_is_that_of_its_class() -> None:
+    def text(target: Any) -> str:
+        return Entry("name", target, (), "").documentation
+
+    assert text(_Derived).startswith("Inherits its constructor.\n\nTakes a width.")
+    assert "width: Of everything." in text(_Derived)
+    assert "width" not in text(_Own)
+    assert text(_Plain) == "Has no constructor of its own."
+    assert text(test_documentation_of_an_inherited_constructor_is_that_of_its_class) == ""
