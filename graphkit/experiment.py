@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +29,9 @@ __all__ = [
     "place_embeddings",
     "sizes_from_data",
 ]
+
+
+_log = logging.getLogger("graphkit")
 
 
 class Experiment(NamedTuple):
@@ -129,7 +133,8 @@ def _order(benchmark: Benchmark, folder: Path) -> Tensor:
     nodes = int(benchmark.data.num_nodes)
     side = math.ceil(nodes ** (1 / 3))
     graph = benchmark.data.edge_index if benchmark.adjacency is None else benchmark.adjacency
-    return cached_order(folder, graph, nodes, (side, side, -(-nodes // side**2)), seed=0)
+    factors = (side, side, -(-nodes // side**2))
+    return cached_order(folder, graph, nodes, factors, seed=0, progress=_log.info)
 
 
 def place_embeddings(model: nn.Module, benchmark: Benchmark, seed: int, folder: Path) -> None:
@@ -148,6 +153,7 @@ def place_embeddings(model: nn.Module, benchmark: Benchmark, seed: int, folder: 
         return
     graph = benchmark.data.edge_index if benchmark.adjacency is None else benchmark.adjacency
     try:
-        fit_to_graph(model, graph, int(benchmark.data.num_nodes), seed=seed, folder=folder)
+        nodes = int(benchmark.data.num_nodes)
+        fit_to_graph(model, graph, nodes, seed=seed, folder=folder, progress=_log.info)
     except ValueError as error:
         raise UserError(f"embedding: {error}") from error

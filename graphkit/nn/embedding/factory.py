@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,7 @@ def fit_to_graph(
     *,
     seed: int = 0,
     folder: str | Path | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> None:
     """Gives every embedding of a model that was made from a configuration its order, and its spectral start.
 
@@ -87,6 +89,7 @@ def fit_to_graph(
         num_nodes: N; embeddings of another size are left alone.
         seed: Seeds the order where the configuration doesn't.
         folder: Where computed orders are kept and looked for; they are made each time without.
+        progress: Called with a line of text every few seconds while an order is computed.
     """
     from graphkit.partition import cached_order, hierarchical_order
 
@@ -98,7 +101,7 @@ def fit_to_graph(
             continue
         if module.row_factors is not None and config.order != "identity":
             chosen = seed if config.order_seed is None else config.order_seed
-            wanted: dict[str, Any] = {"method": config.order, "seed": chosen}
+            wanted: dict[str, Any] = {"method": config.order, "seed": chosen, "progress": progress}
             if folder is None:
                 position = hierarchical_order(graph, num_nodes, module.row_factors, **wanted)
             else:
