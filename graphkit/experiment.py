@@ -15,9 +15,10 @@ from graphkit.config import RunConfig
 from graphkit.data import Benchmark, DataSpec, load_dataset
 from graphkit.environment import rank_and_world
 from graphkit.errors import UserError
-from graphkit.nn.embedding import Embedding, fit_to_graph
+from graphkit.nn.embedding import Embedding, fit_to_graph, order_of
 from graphkit.partition import cached_order
 from graphkit.registry import MODELS, TASKS, Entry
+from graphkit.sparse import Adjacency
 from graphkit.tasks.base import Task, derive_seed
 
 __all__ = [
@@ -99,7 +100,11 @@ def build_model(config: RunConfig, spec: DataSpec) -> nn.Module:
 
 
 def build(
-    config: RunConfig, *, data_root: str | Path = "data", device: str | torch.device = "cpu"
+    config: RunConfig,
+    *,
+    data_root: str | Path = "data",
+    device: str | torch.device = "cpu",
+    orders: bool = True,
 ) -> Experiment:
     """Loads the data set and builds task and model.
 
@@ -107,6 +112,8 @@ def build(
         config: Complete, as :mod:`graphkit.parsing` makes it.
         data_root: Folder of raw files and caches.
         device: Where to train.
+        orders: Compute what follows the graph: orders and spectral starts of embeddings, the task's order.
+            Not needed where stored weights are loaded next, which hold it.
     """
     benchmark = load_dataset(
         config.dataset_name, root=data_root, task=config.task_name, seed=config.seed, **config.data
@@ -122,22 +129,38 @@ def build(
             raise
         raise UserError(f"task '{config.task_name}': {error}") from error
     model = build_model(config, benchmark.spec)
-    place_embeddings(model, benchmark, config.seed, Path(data_root) / "orders")
-    if task.wants_order:
-        task.renumber(_order(benchmark, Path(data_root) / "orders"))
+    if orders:
+        folder = Path(data_root) / "orders"
+        place_embeddings(model, benchmark, config.seed, folder, task.rows)
+        if task.wants_order:
+            _give_order(task, model, folder)
     return Experiment(benchmark, task, model)
 
 
-def _order(benchmark: Benchmark, folder: Path) -> Tensor:
-    """Returns an order of the nodes that puts neighbours near each other, whatever model is trained."""
-    nodes = int(benchmark.data.num_nodes)
-    side = math.ceil(nodes ** (1 / 3))
-    graph = benchmark.data.edge_index if benchmark.adjacency is None else benchmark.adjacency
-    factors = (side, side, -(-nodes // side**2))
-    return cached_order(folder, graph, nodes, factors, seed=0, progress=_log.info)
+def _give_order(task: Task, model: nn.Module, folder: Path) -> None:
+    """Hands the task the order of the model's embedding, or another if that doesn't follow the graph."""
+    position, graph = order_of(model), _graph(task.benchmark, task.rows)
+    if position is None:
+        nodes = int(task.benchmark.data.num_nodes)
+        side = math.ceil(nodes ** (1 / 3))
+        factors = (side, side, -(-nodes // side**2))
+        try:
+            position = cached_order(folder, graph, nodes, factors, seed=0, progress=_log.info)
+        except UserError as error:
+            raise UserError(f"{error}; or leave task.reorder and task.cluster at their defaults") from error
+    task.renumber(position)
 
 
-def place_embeddings(model: nn.Module, benchmark: Benchmark, seed: int, folder: Path) -> None:
+def _graph(benchmark: Benchmark, rows: Adjacency | None) -> Tensor | Adjacency:
+    """Returns what messages pass over, sorted if it is at hand."""
+    known = benchmark.adjacency if rows is None else rows
+    edges: Tensor = benchmark.data.edge_index
+    return edges if known is None else known
+
+
+def place_embeddings(
+    model: nn.Module, benchmark: Benchmark, seed: int, folder: Path, rows: Adjacency | None = None
+) -> None:
     """Lets the embeddings of a model follow the graph that its messages pass over.
 
     Args:
@@ -145,15 +168,18 @@ def place_embeddings(model: nn.Module, benchmark: Benchmark, seed: int, folder: 
         benchmark: Its data.
         seed: The run's seed, for orders that have none of their own.
         folder: Where computed orders are kept.
+        rows: The benchmark's graph, where it was sorted before.
 
     Raises:
         UserError: An order can't be computed, or an embedding can't take it.
     """
     if not any(isinstance(module, Embedding) for module in model.modules()):
         return
-    graph = benchmark.data.edge_index if benchmark.adjacency is None else benchmark.adjacency
+    graph = _graph(benchmark, rows)
     try:
         nodes = int(benchmark.data.num_nodes)
         fit_to_graph(model, graph, nodes, seed=seed, folder=folder, progress=_log.info)
+    except UserError as error:
+        raise UserError(f"{error}; or take --model.embedding.order random, or identity") from error
     except ValueError as error:
         raise UserError(f"embedding: {error}") from error

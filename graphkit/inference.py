@@ -109,7 +109,8 @@ def load(run: str | Path, *, data_root: str | Path | None = None, device: str = 
     """
     opened = Run.open(run)
     root = _data_root(opened) if data_root is None else Path(data_root)
-    benchmark, task, model = build(opened.config, data_root=root, device=pick_device(device))
+    place = pick_device(device)
+    benchmark, task, model = build(opened.config, data_root=root, device=place, orders=False)
     _check_data(opened, benchmark)
     if any(True for _ in model.parameters()):
         model.load_state_dict(load_best(opened.checkpoints))

@@ -127,7 +127,7 @@ def _pymetis() -> Any:
         import pymetis
     except ImportError as error:
         raise UserError(
-            "orders that follow the graph need METIS: pip install pymetis; 'order: random' goes without"
+            "orders that follow the graph need METIS, which isn't installed: pip install pymetis"
         ) from error
     return pymetis
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -43,6 +43,7 @@ Progress = Callable[[str], None]
 
 _FORMAT = 1  # of stored orders; a change of the algorithm raises it
 _SECONDS_PER_STEP = 1.1e-7  # METIS, for each entry and bisection, while the graph fits the processor's caches
+_SAMPLED, _BLOCK = 1 << 28, 1 << 18  # entries from which on rows are hashed in 64 blocks, of so many
 _QUIET = 2.0  # seconds between two lines of progress
 
 
@@ -123,12 +124,20 @@ def cached_order(
     radices = _check_factors(factors, num_nodes)
     if method not in ("hierarchical", "one_level"):
         return hierarchical_order(graph, num_nodes, radices, method=method, seed=seed)
-    rows = undirected_rows(graph, num_nodes)
+    known = isinstance(graph, Adjacency) and graph.symmetric and graph.col.numel() > _SAMPLED
     digest = hashlib.blake2b(digest_size=16)
-    for part in rows:
-        digest.update(np.ascontiguousarray(part).data)
+    if known:  # rows of this size are hashed in places, and not read through at every start
+        assert isinstance(graph, Adjacency)
+        for array in (graph.rowptr.numpy(), graph.col.numpy()):
+            for at in np.linspace(0, max(array.size - _BLOCK, 0), 64).astype(np.int64):
+                digest.update(np.ascontiguousarray(array[at : at + _BLOCK]).data)
+    else:
+        rows = undirected_rows(graph, num_nodes)
+        for part in rows:
+            digest.update(np.ascontiguousarray(part).data)
 
     def build() -> Processed:
+        rows = undirected_rows(graph, num_nodes)
         symmetric = Adjacency(torch.from_numpy(rows.start), torch.from_numpy(rows.col), num_nodes, True)
         position = hierarchical_order(
             symmetric, num_nodes, radices, method=method, seed=seed, progress=progress
@@ -180,21 +189,34 @@ def order_statistics(
     _check_positions(where, radices)
     if y is not None and (y.numel() != where.numel() or y.is_floating_point()):
         raise ValueError(f"y is {y.dtype} {list(y.shape)}; it must be [{where.numel()}] integers")
-    source, target = (graph if isinstance(graph, Tensor) else graph.edge_index()).cpu()
-    proper = source != target
-    source, target = where[source[proper]], where[target[proper]]
-    shared, purity = [], []
-    for level in range(1, len(radices)):
-        cell = math.prod(radices[level:])
-        shared.append(float((source // cell == target // cell).double().mean()))
-        if y is not None:
-            purity.append(_purity(where // cell, y.detach().cpu().reshape(-1).long()))
+    cells = [math.prod(radices[level:]) for level in range(1, len(radices))]
+    inside, edges = [0] * len(cells), 0
+    for source, target in _edge_portions(graph):
+        proper = source != target
+        source, target = where[source[proper]], where[target[proper]]
+        edges += source.numel()
+        for level, cell in enumerate(cells):
+            inside[level] += int((source // cell == target // cell).sum())
+    classes = None if y is None else y.detach().cpu().reshape(-1).long()
     return OrderStatistics(
-        tuple(shared),
-        None if y is None else tuple(purity),
+        tuple(count / edges if edges else math.nan for count in inside),
+        None if classes is None else tuple(_purity(where // cell, classes) for cell in cells),
         int(torch.unique(where // radices[-1]).numel()),
         math.prod(radices) / max(1, where.numel()) - 1,
     )
+
+
+def _edge_portions(graph: Adjacency | CSRGraph | Tensor, entries: int = 1 << 24) -> Iterator[Tensor]:
+    """Yields the edges in ``[2, k]`` portions of about so many: large rows are never expanded whole."""
+    if isinstance(graph, Tensor):
+        yield from (portion.cpu() for portion in graph.split(entries, dim=1))
+        return
+    rowptr = graph.rowptr.cpu()
+    bounds = torch.searchsorted(rowptr, torch.arange(0, max(int(rowptr[-1]), 1), entries), right=True) - 1
+    cuts = torch.unique(torch.cat([bounds, torch.tensor([0, rowptr.numel() - 1])])).tolist()
+    for start, stop in pairwise(cuts):
+        rows = torch.repeat_interleave(torch.arange(start, stop), rowptr[start : stop + 1].diff())
+        yield torch.stack([graph.col[int(rowptr[start]) : int(rowptr[stop])].cpu().long(), rows])
 
 
 def place_new_nodes(position: Tensor, factors: Sequence[int], edge_index: Tensor, num_new: int) -> Tensor:

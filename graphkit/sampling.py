@@ -177,10 +177,11 @@ def seed_order(index: Tensor, seed: int, epoch: int) -> Tensor:
 def clustered_order(index: Tensor, position: Tensor, block: int, seed: int, epoch: int) -> Tensor:
     """Returns nodes in a random order of blocks whose members lie close to each other in the graph.
 
-    The nodes are sorted by position and cut into blocks of consecutive ones, which are shuffled. Batches of a
-    multiple of ``block`` nodes then hold whole blocks: the nodes at the end that fill none come last. Close
-    seeds share neighbours, so their batches have fewer nodes (and fewer distinct prefixes of a tensor-train
-    table) than those of :func:`seed_order`.
+    The nodes are sorted by position and cut into blocks of consecutive ones, which are shuffled; where the
+    cutting starts differs between epochs. Batches of a multiple of ``block`` nodes then hold whole blocks;
+    the nodes that are left over, others each epoch, come last. Close seeds share neighbours, so their
+    batches have fewer nodes (and fewer distinct prefixes of a tensor-train table) than those of
+    :func:`seed_order`.
 
     Args:
         index: ``[n]`` int64 node ids.
@@ -198,9 +199,11 @@ def clustered_order(index: Tensor, position: Tensor, block: int, seed: int, epoc
     if block < 1:
         raise ValueError(f"block is {block}; it must be at least 1")
     ordered = index[torch.argsort(position[index], stable=True)]
+    draw = seeded(seed, "block order", epoch)
+    ordered = ordered.roll(-int(torch.randint(max(ordered.numel(), 1), (1,), generator=draw)))
     whole = ordered.numel() // block * block
     blocks = ordered[:whole].view(-1, block)
-    order = torch.randperm(blocks.size(0), generator=seeded(seed, "block order", epoch))
+    order = torch.randperm(blocks.size(0), generator=draw)
     return torch.cat([blocks[order.to(blocks.device)].flatten(), ordered[whole:]])
 
 

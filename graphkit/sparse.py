@@ -301,7 +301,7 @@ def as_features(x: Tensor) -> Tensor | SparseRows:
     """Returns sparse rows where at most a fifth of ``x`` ``[N, F]`` differs from zero, else ``x`` itself."""
     if not x.is_floating_point() or x.dim() != 2 or x.numel() == 0:
         return x
-    share = float((x != 0).sum()) / x.numel()
+    share = int(torch.count_nonzero(x)) / x.numel()
     return x if share > 0.2 else SparseRows.from_dense(x)
 
 

@@ -186,8 +186,8 @@ class NodeModel(nn.Module):
     ) -> Tensor:
         """Computes all nodes' logits exactly, one layer after the other, some rows at a time.
 
-        Memory beyond the states of two layers is that of ``rows`` targets. Every neighbour takes part,
-        whatever was sampled in training.
+        Beside the states of a layer's input, what is read of them and those of its output, memory is that of
+        ``rows`` targets. Every neighbour takes part, whatever was sampled in training.
 
         Args:
             x: As in :meth:`forward`.
@@ -209,11 +209,14 @@ class NodeModel(nn.Module):
             total: Tensor | None = None
             for layer, conv in enumerate(self.convs):
                 assert isinstance(conv, Conv)
-                sources, parts = conv.prepare(h), []
+                sources, out = conv.prepare(h), None
                 for start in range(0, whole.num_rows, step):
-                    portion = whole.rows(start, min(start + step, whole.num_rows))
-                    parts.append(self._rows(layer, sources, h, portion, start))
-                h = torch.cat(parts)
+                    stop = min(start + step, whole.num_rows)
+                    part = self._rows(layer, sources, h, whole.rows(start, stop), start)
+                    out = part.new_empty(whole.num_rows, part.size(1)) if out is None else out
+                    out[start:stop] = part
+                assert out is not None
+                h = out
                 if self.jumping:
                     total = h if total is None else total + h
             assert isinstance(h, Tensor)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from graphkit.data import Benchmark
 from graphkit.errors import UserError
 from graphkit.seeds import derive_seed, generator
+from graphkit.sparse import Adjacency
 
 __all__ = ["Loss", "Task", "derive_seed", "generator"]
 
@@ -50,6 +51,8 @@ class Task(ABC):
     name: ClassVar[str]
     wants_order: bool = False
     """Whether :meth:`renumber` is to be called, with an order of the nodes that follows the graph."""
+    rows: Adjacency | None = None
+    """The graph that messages pass over, where the task has it sorted for others to use."""
 
     def __init__(
         self,
@@ -66,7 +69,7 @@ class Task(ABC):
         self.device = torch.device(device)
 
     def renumber(self, position: Tensor) -> None:  # noqa: B027 - only for those that want it
-        """Takes positions ``[N]`` of the nodes, neighbours near each other; a matter of speed alone."""
+        """Takes positions ``[N]`` of the nodes, neighbours near each other."""
 
     @abstractmethod
     def check(self, model: nn.Module) -> None:

@@ -14,11 +14,12 @@ from torch.nn import functional as F
 
 from graphkit.data import Benchmark
 from graphkit.errors import UserError
+from graphkit.nn.embedding import order_of
 from graphkit.registry import register_task
-from graphkit.sampling import NeighborSampler, SampledBatch, clustered_order
+from graphkit.sampling import NeighborSampler, SampledBatch, clustered_order, seed_order
 from graphkit.sparse import Adjacency, SparseRows, as_adjacency, as_features
 from graphkit.tasks import node_prediction
-from graphkit.tasks.base import Loss, Task, generator
+from graphkit.tasks.base import Loss, Task
 
 __all__ = ["NodeBatch", "NodeModelProtocol", "NodeTask"]
 
@@ -83,13 +84,15 @@ class NodeTask(Task):
         target_share: Share of the training nodes that are targets in an epoch, drawn afresh each time.
         loss: Loss of a target.
         cluster: Targets of a batch are blocks of so many consecutive nodes in the order of the model's
-            embedding (or of METIS), which share neighbours and parameters; 0 draws each by itself.
+            embedding (or of METIS), which share neighbours and parameters; 0 draws each by itself. Goes with
+            ``fanouts``.
         workers: Threads that sample the next batches while the present one is computed.
         reorder: Compute whole-graph passes on nodes renumbered by METIS, so that neighbours lie near each
             other in memory; ids in and out stay the user's. Sums are taken in another order.
     """
 
     name = "node"
+    rows: Adjacency
 
     def __init__(
         self,
@@ -114,11 +117,18 @@ class NodeTask(Task):
             raise ValueError(f"task.loss is {loss!r}; it must be cross_entropy or log")
         if cluster < 0 or workers < 0:
             raise ValueError(f"task.cluster is {cluster} and task.workers {workers}; they must be at least 0")
+        if cluster and not fanouts:
+            raise ValueError(f"task.cluster is {cluster}, which goes with task.fanouts alone")
         data = benchmark.data
+        if data.y.dim() > 2 or (data.y.dim() == 2 and data.y.size(1) > 1 and not data.y.is_floating_point()):
+            raise UserError(
+                f"{benchmark.name} has labels {data.y.dtype} {list(data.y.shape)}; they must be integers "
+                "[N], or floating point [N, T] for T binary labels"
+            )
         rows = benchmark.adjacency
         if rows is None:
             rows = as_adjacency(data.edge_index, num_nodes=int(data.num_nodes))
-        self.num_nodes = rows.num_rows
+        self.rows, self.num_nodes = rows, rows.num_rows
         self.sampled = bool(fanouts)
         self.target_share, self.loss_name, self.cluster, self.workers = target_share, loss, cluster, workers
         self.sampler = NeighborSampler(rows, fanouts, seed=seed) if fanouts else None
@@ -130,7 +140,8 @@ class NodeTask(Task):
         self.train_index = benchmark.splits["train"]["index"]
         if self.train_index.numel() == 0:
             raise UserError(f"{benchmark.name} has no training nodes")
-        self.wants_order = reorder and not (self.sampled and self.eval_sampler)
+        self.reorder = reorder and not (self.sampled and self.eval_sampler)
+        self.wants_order = self.reorder or cluster > 0
         self._old: Tensor | None = None  # the id of each renumbered node
         self._new: Tensor | None = None  # and the other way round
         self._order: tuple[int, Tensor] | None = None
@@ -151,19 +162,22 @@ class NodeTask(Task):
                     f"task.{name} has {len(sampler.fanouts)} hops for a model of {layers} layers; "
                     "give one number a layer"
                 )
-        orders = (getattr(module, "position", None) for module in model.modules())
-        self._position = next((order for order in orders if isinstance(order, Tensor)), None)
+        if self._position is None:
+            self._position = order_of(model)
 
     def renumber(self, position: Tensor) -> None:
-        """Renumbers the nodes of whole-graph passes by their positions.
+        """Renumbers the nodes of whole-graph passes, if they are to be, and cuts clusters by the positions.
 
         Args:
             position: ``[N]`` distinct integers, as :func:`graphkit.partition.hierarchical_order` gives them.
         """
-        old = torch.argsort(position)
+        self._position = position.cpu()
+        if not self.reorder:
+            return
+        old = torch.argsort(self._position)
         new = torch.empty_like(old)
         new[old] = torch.arange(old.numel())
-        edges = new[self.graph.edge_index().cpu()]
+        edges = new[self.rows.edge_index().cpu()]
         self.graph = Adjacency.from_edge_index(edges, self.num_nodes).to(self.device)
         if self.x is not None and not self.sampled:
             self.x = as_features(self.benchmark.data.x[old]).to(self.device)
@@ -185,7 +199,11 @@ class NodeTask(Task):
 
     def shard(self, batch: NodeBatch, index: int, parts: int) -> NodeBatch:
         epoch, step, _, _ = batch.place
-        return NodeBatch(batch.targets[index::parts], batch.num_targets, (epoch, step, index, parts))
+        targets = batch.targets[index::parts]
+        if self.cluster:  # whole blocks
+            size = -(-batch.targets.numel() // (self.cluster * parts)) * self.cluster
+            targets = batch.targets[index * size : (index + 1) * size]
+        return NodeBatch(targets, batch.num_targets, (epoch, step, index, parts))
 
     def loss(self, model: nn.Module, batch: NodeBatch) -> Loss:
         own = getattr(model, "loss", None)
@@ -209,7 +227,8 @@ class NodeTask(Task):
     def logits(self, model: nn.Module, nodes: Tensor) -> Tensor:
         """Returns the logits of some nodes ``[n]``, ``[n, C]`` float32 on the CPU.
 
-        Exact and layer by layer, or on neighbourhoods sampled by ``eval_fanouts``; the same each time.
+        Exact and layer by layer, or on neighbourhoods sampled by ``eval_fanouts``; a node draws the same
+        neighbours each time.
         """
         model.eval()
         if self.eval_sampler is None:
@@ -220,11 +239,11 @@ class NodeTask(Task):
             out = infer(x, self.graph, self._old, rows=self.eval_batch_size)
             return out.index_select(0, self._place(nodes)).float().cpu()
         parts = []
-        for number, part in enumerate(nodes.cpu().split(self.eval_batch_size)):
+        for part in nodes.cpu().split(self.eval_batch_size) if nodes.numel() else ():
             unique, back = torch.unique(part, return_inverse=True)
-            found = self._on_blocks(model, self.eval_sampler.sample(unique, -1, number))
+            found = self._on_blocks(model, self.eval_sampler.sample(unique, -1, 0))
             parts.append(found.float().cpu()[back])
-        return torch.cat(parts) if parts else torch.zeros(0)
+        return torch.cat(parts) if parts else torch.zeros(0, self.benchmark.spec.num_classes or 0)
 
     @property
     def evaluation_splits(self) -> tuple[str, ...]:
@@ -269,13 +288,12 @@ class NodeTask(Task):
     def _targets(self, epoch: int) -> Tensor:
         """Returns the targets of an epoch in their order."""
         if self._order is None or self._order[0] != epoch:
-            draw = generator(self.seed, "order", epoch)
-            if self.cluster and self.sampled:
+            if self.cluster:
                 order = clustered_order(
                     self.train_index, self._cluster_position(), self.cluster, self.seed, epoch
                 )
             elif self.sampled or self.target_share < 1:
-                order = self.train_index[torch.randperm(self.train_index.numel(), generator=draw)]
+                order = seed_order(self.train_index, self.seed, epoch)
             else:
                 order = self.train_index
             self._order = (epoch, order[: self._targets_per_epoch])
@@ -287,11 +305,8 @@ class NodeTask(Task):
 
             parts = max(2, math.ceil(self.num_nodes / (64 * self.cluster)))
             factors = (parts, -(-self.num_nodes // parts) * 2)
-            assert self.sampler is not None  # whose rows are never renumbered
-            self._position = hierarchical_order(
-                self.sampler.graph, self.num_nodes, factors, method="hierarchical", seed=self.seed
-            )
-        return self._position.cpu()
+            self._position = hierarchical_order(self.rows, self.num_nodes, factors, seed=self.seed)
+        return self._position
 
     def _place(self, nodes: Tensor) -> Tensor:
         """Returns where whole-graph passes have the given nodes."""

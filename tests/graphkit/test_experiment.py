@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -143,3 +144,44 @@ def test_task_is_one_that_model_and_data_set_share() -> None:
 def test_sizes_that_the_data_decides() -> None:
     assert sizes_from_data(MODELS.get("gcn")) == ["in_channels", "num_classes", "num_nodes"]
     assert sizes_from_data(MODELS.get("tt-gnn")) == ["num_classes", "num_nodes"]
+
+
+def without_metis(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pymetis", None)
+
+
+def test_an_order_is_not_needed_where_stored_weights_follow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = resolve("tt-gnn", "digits", [*FLAGS, *TT, "--task.reorder", "true"])
+    state = build(config, data_root=tmp_path / "a").model.state_dict()
+    without_metis(monkeypatch)
+    made = build(config, data_root=tmp_path / "b", orders=False)
+    made.model.load_state_dict(state)
+    assert torch.equal(made.model.embedding.position, state["embedding.position"])
+
+
+@pytest.mark.parametrize(
+    ("model", "flags", "advice"),
+    [
+        ("tt-gnn", TT, "take --model.embedding.order random, or identity"),
+        ("gcn", ["--task.reorder", "true"], "leave task.reorder and task.cluster at their defaults"),
+    ],
+)
+def test_without_metis_a_line_says_what_goes_without(
+    model: str, flags: list[str], advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_metis(monkeypatch)
+    with pytest.raises(
+        UserError, match=f"need METIS, which isn't installed: pip install pymetis; or {advice}"
+    ):
+        build(resolve(model, "digits", [*FLAGS, *flags]), data_root=tmp_path)
+
+
+def test_the_task_takes_the_order_of_an_embedding_that_follows_the_graph(tmp_path: Path) -> None:
+    cluster = ["--task.fanouts", "[2, 2]", "--task.cluster", "4"]
+    made = build(resolve("tt-gnn", "digits", [*FLAGS, *TT, *cluster]), data_root=tmp_path)
+    assert torch.equal(made.task._position, made.model.embedding.position.long())
+    flags = [*FLAGS, *TT, *cluster, "--model.embedding.order", "random"]
+    made = build(resolve("tt-gnn", "digits", flags), data_root=tmp_path)
+    assert not torch.equal(made.task._position, made.model.embedding.position.long())

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -376,10 +377,13 @@ def test_clustered_order_keeps_blocks_together() -> None:
     assert torch.equal(orders[0], orders[1])
     assert not torch.equal(orders[0], orders[2])
     by_position = index[position[index].argsort()]
-    known = {tuple(b) for b in by_position[:330].view(-1, 10).tolist()}
+    rank = {node: number for number, node in enumerate(by_position.tolist())}
     for order in orders:
-        assert {tuple(b) for b in order[:330].view(-1, 10).tolist()} == known
-        assert torch.equal(order[330:], by_position[330:])
+        assert torch.equal(order.sort().values, index.sort().values)
+        for block in order[:330].view(-1, 10).tolist():  # neighbours in the order, which closes in a ring
+            assert {(rank[b] - rank[a]) % 333 for a, b in pairwise(block)} == {1}
+    left = {tuple(clustered_order(index, position, 10, 0, epoch)[330:].tolist()) for epoch in range(20)}
+    assert len(left) > 10, "no nodes are left over in every epoch"
     assert clustered_order(index[:4], position, 10, 0, 0).numel() == 4
     with pytest.raises(ValueError, match="block is"):
         clustered_order(index, position, 0, 0, 0)

@@ -253,7 +253,7 @@ def test_arguments_are_checked(arguments: dict[str, Any], message: str) -> None:
 def test_without_pymetis_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pymetis", None)
     edges = edges_of("random", 50)
-    with pytest.raises(UserError, match="pip install pymetis; 'order: random' goes without"):
+    with pytest.raises(UserError, match="need METIS, which isn't installed: pip install pymetis"):
         hierarchical_order(edges, 50, [5, 10])
     assert_an_order(hierarchical_order(edges, 50, [5, 10], method="random"), 50, [5, 10])
 

@@ -4,7 +4,7 @@ from graphkit.nn.embedding.additive import HashEmbedding, QuotientRemainderEmbed
 from graphkit.nn.embedding.base import Embedding
 from graphkit.nn.embedding.config import EmbeddingConfig
 from graphkit.nn.embedding.dense import DenseEmbedding
-from graphkit.nn.embedding.factory import fit_to_graph, make_embedding
+from graphkit.nn.embedding.factory import fit_to_graph, make_embedding, order_of
 from graphkit.nn.embedding.tensor_train import TTEmbedding
 from graphkit.nn.embedding.tt_shape import TTShape
 
@@ -18,4 +18,5 @@ __all__ = [
     "TTShape",
     "fit_to_graph",
     "make_embedding",
+    "order_of",
 ]

@@ -125,7 +125,9 @@ class HashEmbedding(AdditiveEmbedding):
             )
         self._levels = [math.prod(self._factors[:k]) for k in range(1, len(self._factors))]
         self.num_hashes = num_hashes
-        self.buckets = (buckets or 2 ** math.ceil(math.log2(num_embeddings) / 2)) if num_hashes else 0
+        if buckets is not None:
+            require_positive("buckets", buckets)
+        self.buckets = 0 if not num_hashes else buckets or 2 ** math.ceil(math.log2(num_embeddings) / 2)
         terms = len(self._levels) + num_hashes
         super().__init__(num_embeddings, embedding_dim, sum(self._levels) + self.buckets, terms, std)
         if num_hashes:

@@ -33,8 +33,6 @@ class Embedding(nn.Module, ABC):
     Args:
         num_embeddings: Rows ``N``.
         embedding_dim: Width ``D``.
-        order: ``[N]`` integer positions, distinct, each below the product of :attr:`row_factors`; ids are
-            their own positions by default.
 
     Attributes:
         kind: The name that the factory knows it by.
@@ -187,8 +185,12 @@ class Embedding(nn.Module, ABC):
         return self.weight().detach().clone()
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
-        """Takes the order along with the parameters: a fresh module has none yet."""
+        """Takes the order along with the parameters; a state without one takes it away."""
         stored = state_dict.get(prefix + "position")
+        if stored is not None and stored.shape != (self.num_embeddings,):
+            raise ValueError(
+                f"{prefix}position has shape {list(stored.shape)}; it must be [{self.num_embeddings}]"
+            )
         if stored is None:
             self.position = None
         elif self.position is None or self.position.shape != stored.shape:

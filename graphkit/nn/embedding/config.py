@@ -1,4 +1,4 @@
-"""The configuration of an embedding and the factory that every model takes its embedding from."""
+"""The configuration of an embedding."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ class EmbeddingConfig:
         dim: Width of a row; by default the width that the model works with.
         sparse: Dense only: gradients of the rows that were looked up alone, and a lazy optimizer step.
         init: ``orthogonal``: columns orthonormal up to ``std``; ``gaussian``: independent entries;
-            ``spectral``: from leading eigenvectors of the normalised adjacency.
+            ``spectral``: from leading eigenvectors of the normalised adjacency. Hash and quotient-remainder
+            start Gaussian unless it is ``spectral``.
         std: Deviation of the table's entries at the start; by default ``N**-0.5`` where columns are
             orthonormal, else 0.1.
         rank: Tensor train: rank between cores, one for all or one for each bond.
         num_cores: Tensor train: number of cores, at least 2.
-        row_factors: Tensor train: factors of the row index; chosen by itself if not given.
+        row_factors: Tensor train and hash: factors of the row index; chosen by itself if not given.
         column_factors: Tensor train: factors of the width; chosen by itself if not given.
         order: Which rows share parameters: ``hierarchical`` and ``one_level`` follow METIS partitions of the
             graph, ``random`` and ``identity`` (ids as they are) don't look at it.

@@ -45,6 +45,8 @@ class DenseEmbedding(Embedding):
         super().__init__(num_embeddings, embedding_dim)
         if init not in ("orthogonal", "gaussian"):
             raise ValueError(f"init is {init!r}; it must be orthogonal or gaussian")
+        if std is not None and not std > 0:
+            raise ValueError(f"std is {std}; it must be positive")
         self.sparse, self.init, self.std = sparse, init, std
         self.table = nn.Parameter(torch.empty(num_embeddings, embedding_dim))
         self.reset_parameters()

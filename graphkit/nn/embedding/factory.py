@@ -16,7 +16,7 @@ from graphkit.nn.embedding.dense import DenseEmbedding
 from graphkit.nn.embedding.tensor_train import TTEmbedding
 from graphkit.sparse import Adjacency
 
-__all__ = ["fit_to_graph", "make_embedding"]
+__all__ = ["fit_to_graph", "make_embedding", "order_of"]
 
 
 def make_embedding(config: EmbeddingConfig, num_embeddings: int, embedding_dim: int) -> Embedding:
@@ -109,6 +109,16 @@ def fit_to_graph(
             module.set_order(position)
         if config.init == "spectral":
             _start_from_spectrum(module, graph, num_nodes, config.std, seed)
+
+
+def order_of(model: nn.Module) -> Tensor | None:
+    """Returns the positions ``[N]`` of a model's first embedding whose order follows the graph, if any."""
+    for module in model.modules():
+        if isinstance(module, Embedding) and isinstance(module.position, Tensor):
+            follows = module.config is None or module.config.order in ("hierarchical", "one_level")
+            if follows:
+                return module.position.cpu().long()
+    return None
 
 
 def _start_from_spectrum(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 
 import pytest
@@ -143,7 +143,7 @@ def test_share_of_the_training_nodes_is_drawn_afresh(
 ) -> None:
     nodes = task(batch_size=100, target_share=share, **options)
     train = set(nodes.train_index.tolist())
-    epochs = [set(nodes.batch(epoch, 0).targets.tolist()) for epoch in range(40)]
+    epochs = [set(nodes.batch(epoch, 0).targets.tolist()) for epoch in range(200)]
     assert all(len(part) == count and part <= train for part in epochs)
     assert set.union(*epochs) == train
 
@@ -165,20 +165,51 @@ def test_clustered_targets_are_blocks_in_the_order_of_the_embedding() -> None:
     net.embedding.set_order(position)
     nodes = task(batch_size=8, of=of, cluster=4, **SAMPLED)
     nodes.check(net)
-    ordered = sorted(nodes.train_index.tolist(), key=lambda node: int(position[node]))
-    blocks = [ordered[first : first + 4] for first in range(0, 16, 4)]
-    for epoch in range(3):
-        drawn = list(chain(*targets(nodes, epoch)))
-        assert sorted(drawn[first : first + 4] for first in range(0, 16, 4)) == sorted(blocks)
+    assert_blocks(nodes, position)
     assert targets(nodes, 0) != targets(nodes, 1)
 
 
-def test_clusters_without_an_embedding_follow_the_graph_also_where_nodes_are_renumbered() -> None:
-    plain, moved = task(cluster=4, **SAMPLED), task(cluster=4, reorder=True, **SAMPLED)
-    moved.renumber(torch.randperm(NODES))
-    for nodes in (plain, moved):
-        nodes.check(model())
-    assert targets(plain) == targets(moved)
+def assert_blocks(nodes: NodeTask, position: Tensor) -> None:
+    """Every four targets lie next to each other by position, in a ring of the training nodes."""
+    ordered = sorted(nodes.train_index.tolist(), key=lambda node: int(position[node]))
+    rank = {node: number for number, node in enumerate(ordered)}
+    for epoch in range(3):
+        drawn = list(chain(*targets(nodes, epoch)))
+        assert sorted(drawn) == sorted(ordered)
+        for first in range(0, 16, 4):
+            steps = {(rank[b] - rank[a]) % 16 for a, b in pairwise(drawn[first : first + 4])}
+            assert steps == {1}
+
+
+@pytest.mark.parametrize("reorder", [False, True])
+def test_clusters_follow_the_order_that_the_task_is_given(reorder: bool) -> None:
+    nodes, position = task(batch_size=8, cluster=4, reorder=reorder, **SAMPLED), torch.randperm(NODES)
+    assert nodes.wants_order
+    nodes.renumber(position)
+    nodes.check(model())
+    assert_blocks(nodes, position)
+
+
+def test_clusters_without_any_order_follow_the_graph() -> None:
+    nodes, other = task(cluster=4, **SAMPLED), task(cluster=4, **SAMPLED)
+    for each in (nodes, other):
+        each.check(model())
+    assert targets(nodes) == targets(other)
+    assert sorted(chain(*targets(nodes))) == sorted(nodes.train_index.tolist())
+
+
+def test_shards_of_clustered_batches_hold_whole_blocks() -> None:
+    nodes, position = task(batch_size=16, cluster=4, **SAMPLED), torch.arange(NODES)
+    nodes.renumber(position)
+    batch = nodes.batch(0, 0)
+    shards = [nodes.shard(batch, index, 3).targets for index in range(3)]
+    assert [shard.numel() for shard in shards] == [8, 8, 0]
+    assert torch.equal(torch.cat(shards), batch.targets)
+
+
+def test_clusters_need_sampling() -> None:
+    with pytest.raises(ValueError, match=r"task\.cluster is 4, which goes with task\.fanouts"):
+        task(cluster=4)
 
 
 # --- Loss --------------------------------------------------------------------------------------------------

@@ -132,6 +132,13 @@ def test_state_holds_the_order_and_loads_into_a_fresh_module(name: str) -> None:
     assert embedding.position is None
 
 
+def test_a_state_of_another_size_is_refused() -> None:
+    other = make_embedding(KINDS["hash, clusters alone"], N - 1, D)
+    other.set_order(torch.arange(N - 1))
+    with pytest.raises(ValueError, match=r"position has shape \[22\]; it must be \[23\]"):
+        make("hash, clusters alone").load_state_dict(other.state_dict())
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_reset_draws_parameters_anew_and_keeps_the_order(name: str) -> None:
     embedding = make(name)
@@ -295,6 +302,9 @@ def test_hash_looks_up_positions_too() -> None:
     [
         (HashEmbedding, {"row_factors": (2, 3)}, "product of at least 23"),
         (HashEmbedding, {"num_hashes": -1}, "num_hashes is -1"),
+        (HashEmbedding, {"buckets": 0}, "buckets is 0"),
+        (HashEmbedding, {"buckets": -5}, "buckets is -5"),
+        (DenseEmbedding, {"std": 0.0}, "std is 0.0; it must be positive"),
         (HashEmbedding, {"std": 0.0}, "std is 0.0; it must be positive"),
         (QuotientRemainderEmbedding, {"buckets": 0}, "buckets is 0"),
     ],
