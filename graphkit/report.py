@@ -13,7 +13,16 @@ from graphkit.errors import UserError
 from graphkit.files import atomic_write
 from graphkit.run import Run
 
-__all__ = ["OWN_SCALE", "Summary", "aggregate", "display_scale", "figure", "format_table", "plot_curves"]
+__all__ = [
+    "OWN_SCALE",
+    "Summary",
+    "aggregate",
+    "display_scale",
+    "figure",
+    "format_table",
+    "plot_curves",
+    "published",
+]
 
 Summary = dict[str, dict[str, tuple[float, float]]]
 """``summary["test"]["hits@100"]`` is the mean and the unbiased deviation over seeds."""
@@ -173,3 +182,12 @@ def figure(mean: float, std: float | None) -> str:
     digits = 2 if abs(mean) >= 1 else 4
     spread = std is not None and math.isfinite(std)
     return f"{mean:.{digits}f} ± {std:.{digits}f}" if spread else f"{mean:.{digits}f}"
+
+
+def published(paper: Mapping[str, Any] | None) -> str:
+    """Returns a recipe's published result, marked where it is of another protocol."""
+    if paper is None:
+        return "-"
+    return figure(paper["mean"], paper.get("std")) + (
+        "" if paper.get("comparable", True) else " (other protocol)"
+    )

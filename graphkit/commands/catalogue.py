@@ -13,7 +13,7 @@ from graphkit.errors import UserError, did_you_mean
 from graphkit.experiment import sizes_from_data
 from graphkit.recipes import Recipe, all_recipes, recipe_file
 from graphkit.registry import DATASETS, MODELS, TASKS, Entry
-from graphkit.report import figure, format_table
+from graphkit.report import figure, format_table, published
 from graphkit.tasks.base import Task
 
 __all__ = ["list_", "show"]
@@ -104,8 +104,10 @@ def plain(text: str) -> str:
 
 
 def _recipe_row(recipe: Recipe) -> dict[str, Any]:
-    row: dict[str, Any] = {"recipe": recipe.name, "seeds": recipe.seeds}
-    for title, key in (("published", "paper"), ("ours", "ours")):
-        result = recipe.expected.get(key)
-        row[title] = figure(result["mean"], result.get("std")) if result else None
-    return row
+    ours = recipe.expected.get("ours")
+    return {
+        "recipe": recipe.name,
+        "seeds": recipe.seeds,
+        "published": published(recipe.expected.get("paper")),
+        "ours": figure(ours["mean"], ours.get("std")) if ours else None,
+    }

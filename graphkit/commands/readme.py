@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from graphkit.commands.catalogue import plain
 from graphkit.commands.parser import Parser
@@ -13,7 +12,7 @@ from graphkit.errors import UserError
 from graphkit.files import atomic_write
 from graphkit.recipes import all_recipes
 from graphkit.registry import DATASETS, MODELS
-from graphkit.report import figure, format_table
+from graphkit.report import figure, format_table, published
 
 __all__ = ["readme", "results_table", "zoo_table"]
 
@@ -80,7 +79,7 @@ def results_table() -> str:
             {
                 "recipe": f"`{recipe.name}`",
                 "metric": recipe.expected.get("metric", "-"),
-                "published": _published(paper),
+                "published": published(paper),
                 "ours": figure(ours["mean"], ours["std"]) if ours else "not run",
                 "valid": figure(ours["valid_mean"], ours["valid_std"]) if ours else "-",
                 "seeds": str(len(ours["seeds"])) if ours else "-",
@@ -90,14 +89,6 @@ def results_table() -> str:
             }
         )
     return format_table(rows, style="markdown")
-
-
-def _published(paper: dict[str, Any] | None) -> str:
-    if paper is None:
-        return "-"
-    return figure(paper["mean"], paper.get("std")) + (
-        "" if paper.get("comparable", True) else " (other protocol)"
-    )
 
 
 def _link(source: str) -> str:
