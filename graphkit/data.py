@@ -35,11 +35,11 @@ __all__ = [
 
 Split = Mapping[str, Tensor]
 """The tensors of one split. Link: ``pos_edge_label_index`` and ``neg_edge_label_index``, ``[2, E]`` int64
-(training has no negatives). Node: ``index`` ``[n]`` int64."""
+(training has no negatives). Node and graph: ``index`` ``[n]`` int64, ids of nodes or graphs."""
 
 Evaluator = Callable[..., dict[str, float]]
-"""Turns predictions into named metrics. Link: ``evaluator(pos_scores, neg_scores)``. Node:
-``evaluator(predictions, y)``."""
+"""Turns predictions into named metrics. Link: ``evaluator(pos_scores, neg_scores)``. Node and
+graph: ``evaluator(predictions, y)``."""
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,24 @@ class DataSpec:
     Attributes:
         num_nodes: Nodes of the (single) graph.
         in_channels: Width of ``x``; ``None`` if the nodes have no features.
-        num_classes: Classes of a node or graph task.
+        num_classes: Classes of a node task.
         num_relations: Edge types, inverses not counted.
+        out_channels: Width of a graph task's prediction: targets, labels or classes.
+        node_categories: Categories of each column of an integer ``x``; ``in_channels`` is ``None`` then.
+        edge_categories: Categories of each column of an integer ``edge_attr``.
+        edge_channels: Width of a floating-point ``edge_attr``; ``None`` if edges have none.
     """
 
     num_nodes: int | None = None
     in_channels: int | None = None
     num_classes: int | None = None
     num_relations: int | None = None
+    out_channels: int | None = None
+    node_categories: tuple[int, ...] | None = None
+    edge_categories: tuple[int, ...] | None = None
+    edge_channels: int | None = None
 
-    def offered(self) -> dict[str, int | None]:
+    def offered(self) -> dict[str, Any]:
         """Returns every size by name, for a model to pick from."""
         return asdict(self)
 
@@ -71,7 +79,8 @@ class Benchmark:
         name: The registered name.
         task: ``"link"``, ``"node"``, ...
         data: What message passing may see. Link: ``edge_index`` holds the *training* edges only, in both
-            directions; ``x`` is ``[N, F]`` float32 or absent.
+            directions; ``x`` is ``[N, F]`` float32 or absent. Graph: all graphs in flat arrays, as
+            :class:`~graphkit.graphs.GraphSet` reads them, with ``y`` for graphs or nodes.
         splits: ``"train"``, ``"valid"``, ``"test"``.
         spec: The sizes that models are built from.
         metric: The metric that decides, one of the evaluator's keys (``"hits@100"``).
@@ -82,6 +91,13 @@ class Benchmark:
         node_names: The user's name of each node, where that isn't its number; for predictions.
         adjacency: What message passing sees as sorted rows, where the loader keeps them; memory-mapped for
             large graphs. ``data.edge_index`` is then the graph as stored.
+        targets: What ``y`` holds, graph task: ``regression`` ``[G, T]`` float32, ``binary`` labels ``[G, T]``
+            float32 in 0 and 1, either with NaN where unknown, or ``classes`` ``[G]`` int64. G counts graphs,
+            or nodes where these are what is predicted.
+        target_names: The name of each target, label or class.
+        smiles: The molecule that each graph is, where it is one.
+        from_smiles: Turns a molecule into a graph with the features of this data set; raises
+            :class:`~graphkit.errors.UserError` for what is none.
     """
 
     name: str
@@ -96,6 +112,10 @@ class Benchmark:
     info: dict[str, Any] = field(default_factory=dict)
     node_names: Sequence[str] | None = None
     adjacency: Adjacency | None = None
+    targets: Literal["", "regression", "binary", "classes"] = ""
+    target_names: Sequence[str] | None = None
+    smiles: Sequence[str] | None = None
+    from_smiles: Callable[[str], Data] | None = None
 
     @cached_property
     def fingerprint(self) -> str:
