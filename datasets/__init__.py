@@ -8,6 +8,40 @@ if __name__ != "graphkit.datasets":
     )
 
 # Imports below register what they define; keep them sorted.
-from graphkit.datasets import builtin, custom, ogb, ogb_mag, ogb_papers, planetoid
+from graphkit.datasets import (
+    builtin,
+    csl,
+    custom,
+    digit_graphs,
+    nci,
+    ogb,
+    ogb_graphs,
+    ogb_mag,
+    ogb_papers,
+    pcqm4m,
+    peptides,
+    planetoid,
+    pyg_graphs,
+    smiles_csv,
+    tu,
+    zinc,
+)
 
-__all__ = ["builtin", "custom", "ogb", "ogb_mag", "ogb_papers", "planetoid"]
+__all__ = [
+    "builtin",
+    "csl",
+    "custom",
+    "digit_graphs",
+    "nci",
+    "ogb",
+    "ogb_graphs",
+    "ogb_mag",
+    "ogb_papers",
+    "pcqm4m",
+    "peptides",
+    "planetoid",
+    "pyg_graphs",
+    "smiles_csv",
+    "tu",
+    "zinc",
+]

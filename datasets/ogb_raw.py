@@ -39,6 +39,7 @@ __all__ = [
 ]
 
 URL = "https://snap.stanford.edu/ogb/data/nodeproppred"
+MOLECULES_URL = "https://snap.stanford.edu/ogb/data/graphproppred/csv_mol_download"
 _MARKS = ("edge.csv.gz", "data.npz", "triplet-type-list.csv.gz", "num-node-list.csv.gz")
 _HASHED = 256 << 20  # larger files are told apart by size and time: hashing them takes longer than mapping
 _DAY = 86400.0
@@ -52,11 +53,13 @@ class Source:
         name: ``"ogbn-arxiv"``.
         archive: Name of its archive: ``"arxiv"``.
         split: Name of its split: ``"time"``.
+        molecules: Whether it is one of the sets of molecules, which lie elsewhere.
     """
 
     name: str
     archive: str
     split: str
+    molecules: bool = False
 
     @property
     def folder(self) -> str:
@@ -65,7 +68,14 @@ class Source:
 
     @property
     def url(self) -> str:
-        return f"{URL}/{self.archive}.zip"
+        return f"{MOLECULES_URL if self.molecules else URL}/{self.archive}.zip"
+
+    @property
+    def instead(self) -> str:
+        """What to use where it can't be fetched."""
+        if self.molecules:
+            return "the molecules of 'nci-tpsa' need no download"
+        return "'cora' (task node) is small, and 'digits' needs no download"
 
 
 # --- Files in place, or fetched ---------------------------------------------------------------------------
@@ -95,10 +105,7 @@ def find_or_fetch(root: Path, source: Source) -> Path:
             )
         named = f"{source.archive}.zip"
         given = next((p / named for p in (*places, root / "ogb") if (p / named).is_file()), None)
-        hint = (
-            f"or unpack it, so that {home}/raw and {home}/split exist; "
-            "'cora' (task node) is small, and 'digits' needs no download"
-        )
+        hint = f"or unpack it, so that {home}/raw and {home}/split exist; {source.instead}"
         archive = given or fetch(source.url, home / named, hint=hint)
         _unpack(archive, home)
         if given is None:
@@ -250,19 +257,19 @@ def distinct(values: NDArray[np.int64]) -> NDArray[np.int64]:
     return ordered[keep]
 
 
-def read_split(folder: Path, num_nodes: int) -> dict[str, NDArray[np.int64]]:
-    """Reads ``train``, ``valid`` and ``test`` indices.
+def read_split(folder: Path, num_nodes: int, what: str = "node") -> dict[str, NDArray[np.int64]]:
+    """Reads ``train``, ``valid`` and ``test`` indices of nodes, or of graphs.
 
     Raises:
-        UserError: If one is missing, empty, out of range, or a node occurs twice.
+        UserError: If one is missing, empty, out of range, or an id occurs twice.
     """
     parts = {}
     for name in ("train", "valid", "test"):
         path = folder / f"{name}.csv.gz"
         parts[name] = np.ascontiguousarray(read_csv(path, np.int64, columns=1)[:, 0])
         if parts[name].size == 0 or parts[name].min() < 0 or parts[name].max() >= num_nodes:
-            raise UserError(f"{path} must hold node ids from 0 to {num_nodes - 1}, at least one")
+            raise UserError(f"{path} must hold {what} ids from 0 to {num_nodes - 1}, at least one")
     joined = np.concatenate(list(parts.values()))
     if distinct(joined).size != joined.size:
-        raise UserError(f"{folder} names a node twice: the splits must be disjoint")
+        raise UserError(f"{folder} names a {what} twice: the splits must be disjoint")
     return parts

@@ -1,4 +1,4 @@
-"""Splits of edges and nodes, each a pure function of the data and a seed, and benchmarks made of them."""
+"""Splits of edges, nodes and graphs, each a pure function of the data and a seed, and benchmarks of links."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ __all__ = [
     "ncn_link_split",
     "random_link_split",
     "random_node_split",
+    "scaffold_split",
+    "stratified_folds",
     "stratified_node_split",
 ]
 
@@ -188,15 +190,16 @@ def random_link_split(
 
 
 def random_node_split(
-    nodes: Tensor, seed: int, valid_ratio: float = 0.2, test_ratio: float = 0.2
+    nodes: Tensor, seed: int, valid_ratio: float = 0.2, test_ratio: float = 0.2, *, what: str = "nodes"
 ) -> dict[str, Split]:
-    """Splits nodes at random, whatever their classes.
+    """Splits nodes, or graphs, at random, whatever their classes.
 
     Args:
         nodes: ``[n]`` int64 distinct ids, those with a label.
         seed: Decides the split, together with the ids' order.
         valid_ratio: Share, rounded down, for validation.
         test_ratio: Share, rounded down, for test.
+        what: What is split, for messages.
 
     Returns:
         ``index`` int64, ascending, for each split; the rest is for training.
@@ -209,7 +212,7 @@ def random_node_split(
     valid, test = int(n * valid_ratio), int(n * test_ratio)
     if min(valid, test, n - valid - test) < 1:
         raise UserError(
-            f"{n} nodes are too few for shares of {valid_ratio:g} (valid) and {test_ratio:g} (test)"
+            f"{n} {what} are too few for shares of {valid_ratio:g} (valid) and {test_ratio:g} (test)"
         )
     shuffled = nodes[torch.randperm(n, generator=torch.Generator().manual_seed(seed))]
     parts = shuffled.split([valid, test, n - valid - test])
@@ -219,15 +222,16 @@ def random_node_split(
 
 
 def stratified_node_split(
-    y: Tensor, seed: int, valid_ratio: float = 0.2, test_ratio: float = 0.2
+    y: Tensor, seed: int, valid_ratio: float = 0.2, test_ratio: float = 0.2, *, what: str = "nodes"
 ) -> dict[str, Split]:
-    """Splits the labelled nodes at random, class by class.
+    """Splits the labelled nodes, or graphs, at random, class by class.
 
     Args:
         y: ``[N]`` int64 classes; negative ones are unlabelled and belong to no split.
         seed: Decides the split.
         valid_ratio: Share of each class, rounded, for validation.
         test_ratio: Share of each class, rounded, for test.
+        what: What is split, for messages.
 
     Returns:
         ``index`` ``[n]`` int64, ascending, for each split.
@@ -248,8 +252,82 @@ def stratified_node_split(
     index = {name: torch.cat(part).sort().values if part else y.new_empty(0) for name, part in parts.items()}
     for name, part in index.items():
         if part.numel() == 0:
-            raise UserError(f"the labelled nodes are too few: the {name} split would be empty")
+            raise UserError(f"the labelled {what} are too few: the {name} split would be empty")
     return {name: {"index": part} for name, part in index.items()}
+
+
+def stratified_folds(y: Tensor, folds: int, fold: int, seed: int) -> dict[str, Split]:
+    """Cross-validation: one fold for test, the next one for validation, the others for training.
+
+    Args:
+        y: ``[G]`` int64 classes from 0; each one is spread over the folds as evenly as can be.
+        folds: Number of folds, at least 3.
+        fold: Which one is for test, from 0.
+        seed: Decides what the folds are.
+
+    Returns:
+        ``index`` int64, ascending, for each split.
+
+    Raises:
+        UserError: If there is no such fold, or fewer items than folds.
+    """
+    if not (folds >= 3 and 0 <= fold < folds):
+        raise UserError(f"fold is {fold}; it must lie between 0 and {folds - 1}")
+    if y.numel() < folds:
+        raise UserError(f"{y.numel()} graphs are too few for {folds} folds")
+    shuffled = torch.randperm(y.numel(), generator=torch.Generator().manual_seed(seed))
+    # Class after class, dealt like cards: no class and no fold gets more than one above its share.
+    order = shuffled[torch.argsort(y[shuffled], stable=True)]
+    place = torch.empty_like(order)
+    place[order] = torch.arange(y.numel()) % folds
+    parts = {"test": place == fold, "valid": place == (fold + 1) % folds}
+    parts["train"] = ~(parts["test"] | parts["valid"])
+    return {name: {"index": torch.nonzero(parts[name]).view(-1)} for name in ("train", "valid", "test")}
+
+
+def scaffold_split(scaffold: Tensor, valid_ratio: float = 0.1, test_ratio: float = 0.1) -> dict[str, Split]:
+    """Splits molecules so that no scaffold is in two parts; the rarest ones are tested (arXiv:1703.00564).
+
+    Groups of one scaffold come from the largest to the smallest, of equally large ones that with the later
+    first molecule first. A group joins training if it fits into its share, else validation if both shares
+    together hold it, else test. This is the rule of MoleculeNet, and OGB's splits by scaffold follow it.
+
+    Args:
+        scaffold: ``[G]`` int64, a number for each scaffold.
+        valid_ratio: Share for validation.
+        test_ratio: Share for test.
+
+    Returns:
+        ``index`` int64, ascending, for each split; a pure function of the scaffolds, no seed.
+
+    Raises:
+        UserError: If the shares don't leave a training part, or a part is empty.
+    """
+    _check_ratios(valid_ratio, test_ratio)
+    n = scaffold.numel()
+    order = torch.argsort(scaffold, stable=True)
+    sizes = torch.unique_consecutive(scaffold[order], return_counts=True)[1].tolist() if n else []
+    groups = sorted(order.split(sizes), key=lambda group: (group.numel(), int(group[0])), reverse=True)
+    slack = 1e-9 * n  # shares are decimals, and 1 - 0.1 - 0.1 isn't 0.8
+    first, second = n * (1 - valid_ratio - test_ratio) + slack, n * (1 - test_ratio) + slack
+    parts: dict[str, list[Tensor]] = {"train": [], "valid": [], "test": []}
+    train = valid = 0
+    for group in groups:
+        size = group.numel()
+        if train + size <= first:
+            name, train = "train", train + size
+        elif train + valid + size <= second:
+            name, valid = "valid", valid + size
+        else:
+            name = "test"
+        parts[name].append(group)
+    for name, part in parts.items():
+        if not part:
+            raise UserError(
+                f"{n} molecules of {len(groups)} scaffolds leave no {name} part at shares of {valid_ratio:g} "
+                f"(valid) and {test_ratio:g} (test); a random split may"
+            )
+    return {name: {"index": torch.cat(part).sort().values} for name, part in parts.items()}
 
 
 def link_benchmark(

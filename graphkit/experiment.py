@@ -60,9 +60,13 @@ def choose_task(model: Entry, dataset: Entry, asked: str | None = None) -> str:
         return asked
     if asked is None and common:
         return common[0]
+    wanted = [asked] if asked in dataset.tasks else dataset.tasks
+    fitting = [f"models for {task} prediction: {', '.join(MODELS.names(task=task))}" for task in wanted]
     raise UserError(
         f"model '{model.name}' is for {' and '.join(model.tasks)} prediction; data set '{dataset.name}' "
-        f"serves {' and '.join(dataset.tasks)}" + (f", and task '{asked}' was asked for" if asked else "")
+        f"serves {' and '.join(dataset.tasks)}"
+        + (f", and task '{asked}' was asked for" if asked else "")
+        + f"; {'; '.join(fitting)}"
     )
 
 

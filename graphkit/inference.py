@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch_geometric.data import Data
 
 from graphkit.config import RunConfig
 from graphkit.data import Benchmark
@@ -80,6 +81,25 @@ class Predictor:
         ids = torch.as_tensor(nodes, dtype=torch.int64).reshape(-1)
         probabilities: Tensor = self._task_method("probabilities", "classify nodes")(self.model, ids)
         return probabilities
+
+    def predict(self, graphs: str | Data | Sequence[str | Data]) -> Tensor:
+        """Returns the predictions for molecules or other graphs, ``[B, T]``.
+
+        Values in the targets' unit, or the probabilities of labels or classes; where nodes are predicted
+        ``[n, T]``, those of all nodes.
+
+        Args:
+            graphs: SMILES, or graphs with the features of the data set; one or several.
+
+        Raises:
+            UserError: Not a graph model, a SMILES that is none, or a data set that isn't made of molecules.
+        """
+        several = [graphs] if isinstance(graphs, str | Data) else list(graphs)
+        method = self._task_method("predictions", "predict graphs")
+        if not several:
+            return torch.zeros(0, self.benchmark.spec.out_channels or 0)
+        values: Tensor = method(self.model, several)
+        return values
 
     def node_names(self) -> list[str] | None:
         """Returns the names of a graph that came with names instead of ids."""

@@ -23,7 +23,16 @@ from graphkit.recipes import SECTIONS, Recipe, all_recipes, default_recipe, find
 from graphkit.registry import DATASETS, MODELS, TASKS, Entry
 from graphkit.tasks.base import Task
 
-__all__ = ["data_options", "make_parser", "read_yaml", "recipe_config", "resolve", "set_values"]
+__all__ = [
+    "data_options",
+    "from_file",
+    "make_parser",
+    "read_yaml",
+    "recipe_config",
+    "resolve",
+    "sectioned",
+    "set_values",
+]
 
 _LOADER_ARGUMENTS: set[str | int] = {"root", "task", "seed"}
 _TASK_ARGUMENTS: set[str | int] = {
@@ -46,6 +55,34 @@ def make_parser(prog: str, model: Entry, dataset: Entry, task: Entry) -> Argumen
     return parser
 
 
+def from_file(dataset_name: str | None, flags: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Takes ``csv:FILE`` for the data set ``smiles-csv`` with its option ``--data.file FILE``.
+
+    Returns:
+        The data set's registered name, and all flags.
+
+    Raises:
+        UserError: ``csv:`` without a file.
+    """
+    if dataset_name is None or not dataset_name.startswith("csv:"):
+        return dataset_name, list(flags)
+    file = dataset_name.removeprefix("csv:")
+    if not file:
+        raise UserError("--dataset csv:FILE names a table of molecules; the file is missing")
+    return "smiles-csv", ["--data.file", str(Path(file).expanduser()), *flags]
+
+
+def sectioned(dataset: Entry, flags: Sequence[str]) -> list[str]:
+    """Writes a data set's own options out: ``--smiles NAME`` becomes ``--data.smiles NAME``."""
+    own = set(inspect.signature(dataset.target).parameters) - _LOADER_ARGUMENTS
+    result = []
+    for flag in flags:
+        name, equals, value = flag.partition("=")
+        key = name.removeprefix("--").replace("-", "_")
+        result.append(f"--data.{key}{equals}{value}" if name.startswith("--") and key in own else flag)
+    return result
+
+
 def data_options(prog: str, dataset: Entry, flags: Sequence[str]) -> dict[str, Any]:
     """Returns the options of a data set's loader: its defaults, and ``--data.key value`` tokens over them.
 
@@ -54,6 +91,7 @@ def data_options(prog: str, dataset: Entry, flags: Sequence[str]) -> dict[str, A
     """
     parser = ArgumentParser(prog=prog, exit_on_error=False)
     parser.add_function_arguments(dataset.target, "data", skip=_LOADER_ARGUMENTS)
+    flags = sectioned(dataset, flags)
     _refuse_unknown_flags(parser, flags)
     try:
         values = parser.parse_args(list(flags))
@@ -100,9 +138,9 @@ def resolve(
 
     Args:
         model_name: Registered model; may stand in the file instead.
-        dataset_name: Registered data set, or ``DATASET@VARIANT`` for a variant of its recipe; by default the
-            file's, else that of the model's first recipe.
-        flags: ``--section.key value`` tokens.
+        dataset_name: Registered data set, or ``DATASET@VARIANT`` for a variant of its recipe, or ``csv:FILE``
+            for a table of molecules; by default the file's, else that of the model's first recipe.
+        flags: ``--section.key value`` tokens; ``--key value`` for options of the data set.
         task_name: The task, where a data set serves several.
         file: A YAML file in the form of a run's ``config.yaml``, not necessarily complete.
         seed: The run's seed; by default the file's, else 0.
@@ -113,7 +151,7 @@ def resolve(
     """
     content = read_yaml(file) if file is not None else {}
     model = MODELS.get(_named("model", model_name or content.get("model_name"), prog))
-    chosen = dataset_name or content.get("dataset_name")
+    chosen, flags = from_file(dataset_name or content.get("dataset_name"), flags)
     recipe = find_recipe(model.name, chosen) if chosen else default_recipe(model.name)
     if chosen and "@" in chosen:
         if recipe is None:
@@ -130,9 +168,10 @@ def resolve(
     if recipe is not None:
         set_values(parser, recipe.values, f"recipe {recipe.name}")
     set_values(parser, {key: content[key] or {} for key in SECTIONS if key in content}, str(file))
+    flags = sectioned(dataset, flags)
     _refuse_unknown_flags(parser, flags)
     try:
-        values = parser.parse_args(list(flags))
+        values = parser.parse_args(flags)
     except argparse.ArgumentError as error:
         raise UserError(_plain(error)) from None
     sections = {section: _section(values, section) for section in SECTIONS}
@@ -224,7 +263,8 @@ def _refuse_unknown_flags(parser: ArgumentParser, flags: Sequence[str]) -> None:
         is_flag = name.startswith("--") and len(name) > 2
         entry = any(name.startswith(f"{key}.") for key in known)  # one item of a dictionary
         if is_flag and name not in known and name not in ("--help", "--print_config") and not entry:
-            raise UserError(f"unknown option '{name}'{did_you_mean(name, known)}")
+            short = [f"--{key[7:]}" for key in known if key.startswith("--data.")] if "." not in name else []
+            raise UserError(f"unknown option '{name}'{did_you_mean(name, [*known, *short])}")
 
 
 def _plain(error: argparse.ArgumentError) -> str:

@@ -10,8 +10,12 @@ if __name__ != "graphkit.models":
 # Imports below register what they define; keep them sorted.
 from graphkit.models.gae import GAE
 from graphkit.models.gat import GAT
+from graphkit.models.gated_gcn import GatedGCN
 from graphkit.models.gcn import GCN
 from graphkit.models.gin import GIN
+from graphkit.models.graph_gcn import GraphGCN
+from graphkit.models.graph_gin import GraphGIN
+from graphkit.models.grit import GRIT, RRWP, GRITLayer
 from graphkit.models.heuristics import AdamicAdar, CommonNeighbors, ResourceAllocation
 from graphkit.models.mlp import MLP
 from graphkit.models.ncn import NCN, NCNPredictor
@@ -25,13 +29,19 @@ __all__ = [
     "GAT",
     "GCN",
     "GIN",
+    "GRIT",
     "MLP",
     "NCN",
     "NCNC",
+    "RRWP",
     "SAGE",
     "TTGNN",
     "AdamicAdar",
     "CommonNeighbors",
+    "GRITLayer",
+    "GatedGCN",
+    "GraphGCN",
+    "GraphGIN",
     "NCNAblation",
     "NCNCPredictor",
     "NCNPredictor",

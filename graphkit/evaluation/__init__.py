@@ -1,5 +1,26 @@
 """Metrics, and OGB's own evaluators behind guards."""
 
+from graphkit.evaluation.graph import (
+    GraphEvaluator,
+    average_precision,
+    balanced_accuracy,
+    mae,
+    rmse,
+    roc_auc,
+)
 from graphkit.evaluation.metrics import LinkEvaluator, NodeEvaluator, accuracy, auc, hits_at_k, mrr
 
-__all__ = ["LinkEvaluator", "NodeEvaluator", "accuracy", "auc", "hits_at_k", "mrr"]
+__all__ = [
+    "GraphEvaluator",
+    "LinkEvaluator",
+    "NodeEvaluator",
+    "accuracy",
+    "auc",
+    "average_precision",
+    "balanced_accuracy",
+    "hits_at_k",
+    "mae",
+    "mrr",
+    "rmse",
+    "roc_auc",
+]

@@ -1,14 +1,18 @@
-"""Tiny files in OGB's raw layouts, for the tests of its loaders."""
+"""Tiny files in OGB's raw layouts, for the tests of its loaders, and what holds for all sets of graphs."""
 
 from __future__ import annotations
 
 import gzip
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+
+from graphkit.data import Benchmark
+from graphkit.graphs import GraphSet
 
 NODES, EDGES, WIDTH, CLASSES = 30, 80, 5, 4
 SIZES = {"train": 12, "valid": 6, "test": 8}
@@ -85,3 +89,54 @@ class TinyOGB:
 def tiny_ogb() -> TinyOGB:
     """A tiny graph that can write itself in OGB's layouts."""
     return TinyOGB()
+
+
+def check_graph_benchmark(benchmark: Benchmark) -> GraphSet:
+    """Asserts what holds for every benchmark of graphs; returns its graphs."""
+    graphs = GraphSet(benchmark.data)
+    data, spec, y = benchmark.data, benchmark.spec, benchmark.data.y
+    assert benchmark.task == "graph"
+    index = [benchmark.splits[part]["index"] for part in ("train", "valid", "test")]
+    joined = torch.cat(index)
+    assert all(part.dtype == torch.int64 and part.numel() > 0 for part in index)
+    assert joined.unique().numel() == joined.numel()  # no graph is in two parts
+    assert 0 <= int(joined.min()) <= int(joined.max()) < len(graphs)
+    limit = graphs.sizes().repeat_interleave(data.edge_ptr.diff())
+    assert bool(((data.edge_index >= 0) & (data.edge_index < limit)).all())
+    for name, categories, channels in (
+        ("x", spec.node_categories, spec.in_channels),
+        ("edge_attr", spec.edge_categories, spec.edge_channels),
+    ):
+        values = data.get(name)
+        if categories is not None:
+            assert not values.is_floating_point()
+            assert values.size(1) == len(categories)
+            assert bool((values >= 0).all())
+            assert bool((values < torch.tensor(categories)).all())
+        elif channels is not None:
+            assert values.dtype == torch.float32
+            assert values.size(1) == channels
+        else:
+            assert values is None
+    items = data.num_nodes if graphs.per_node else len(graphs)
+    if benchmark.targets == "classes":
+        assert y.dtype == torch.int64
+        assert y.shape == (items,)
+        assert 0 <= int(y.min()) <= int(y.max()) < (spec.out_channels or 0)
+        predictions = torch.nn.functional.one_hot(y, spec.out_channels).float()
+    else:
+        assert y.dtype == torch.float32
+        assert y.shape == (items, spec.out_channels)
+        assert benchmark.targets in ("regression", "binary")
+        predictions = y.nan_to_num()
+    value = benchmark.evaluator(predictions, y)[benchmark.metric]  # of a perfect model
+    assert value == pytest.approx(1.0 if benchmark.maximize else 0.0)
+    if benchmark.smiles is not None:
+        assert len(benchmark.smiles) == len(graphs)
+    return graphs
+
+
+@pytest.fixture
+def check_graphs_of() -> Callable[[Benchmark], GraphSet]:
+    """What holds for every benchmark of graphs."""
+    return check_graph_benchmark

@@ -7,6 +7,8 @@ import warnings
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.utils import to_undirected, train_test_split_edges
@@ -18,6 +20,8 @@ from graphkit.datasets.splits import (
     ncn_link_split,
     random_link_split,
     random_node_split,
+    scaffold_split,
+    stratified_folds,
     stratified_node_split,
 )
 from graphkit.errors import UserError
@@ -167,6 +171,63 @@ def test_random_nodes() -> None:
         random_node_split(nodes, 0, 0.5, 0.5)
     with pytest.raises(UserError, match=r"4 nodes are too few for shares of 0\.2"):
         random_node_split(nodes[:4], 0)
+
+
+@given(st.lists(st.integers(0, 3), min_size=10, max_size=60), st.integers(3, 10), st.integers(0, 3))
+def test_every_item_is_tested_in_one_fold(labels: list[int], folds: int, seed: int) -> None:
+    y = torch.tensor(labels)
+    parts = [stratified_folds(y, folds, fold, seed) for fold in range(folds)]
+    tested = torch.cat([part["test"]["index"] for part in parts])
+    assert torch.equal(tested.sort().values, torch.arange(len(labels)))
+    for fold, part in enumerate(parts):
+        joined = torch.cat([index["index"] for index in part.values()])
+        assert torch.equal(joined.sort().values, torch.arange(len(labels)))
+        assert torch.equal(part["valid"]["index"], parts[(fold + 1) % folds]["test"]["index"])
+        for label in set(labels):
+            share = labels.count(label) / folds
+            assert abs(int((y[part["test"]["index"]] == label).sum()) - share) < 1
+
+
+def test_folds_are_drawn_by_the_seed_and_checked() -> None:
+    y = torch.arange(40) % 2
+    a, b, c = (stratified_folds(y, 5, 2, seed)["test"]["index"] for seed in (0, 0, 1))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+    for fold in (-1, 5):
+        with pytest.raises(UserError, match=f"fold is {fold}; it must lie between 0 and 4"):
+            stratified_folds(y, 5, fold, 0)
+    with pytest.raises(UserError, match="3 graphs are too few for 5 folds"):
+        stratified_folds(y[:3], 5, 0, 0)
+
+
+def naive_scaffold_split(scaffolds: list[int], valid: float, test: float) -> dict[str, list[int]]:
+    """The rule as MoleculeNet's papers tell it, on lists."""
+    groups: dict[int, list[int]] = {}
+    for number, scaffold in enumerate(scaffolds):
+        groups.setdefault(scaffold, []).append(number)
+    n = len(scaffolds)
+    parts: dict[str, list[int]] = {"train": [], "valid": [], "test": []}
+    for group in sorted(groups.values(), key=lambda group: (len(group), group[0]), reverse=True):
+        if len(parts["train"]) + len(group) <= round(n * (1 - valid - test), 6):
+            parts["train"] += group
+        elif len(parts["train"]) + len(parts["valid"]) + len(group) <= round(n * (1 - test), 6):
+            parts["valid"] += group
+        else:
+            parts["test"] += group
+    return parts
+
+
+@given(st.lists(st.integers(0, 12), max_size=60), st.sampled_from([(0.1, 0.1), (0.25, 0.25), (0.3, 0.1)]))
+def test_scaffolds_against_the_plain_rule(scaffolds: list[int], shares: tuple[float, float]) -> None:
+    expected = naive_scaffold_split(scaffolds, *shares)
+    if not all(expected.values()):
+        with pytest.raises(UserError, match=r"leave no (train|valid|test) part"):
+            scaffold_split(torch.tensor(scaffolds, dtype=torch.int64), *shares)
+        return
+    found = scaffold_split(torch.tensor(scaffolds), *shares)
+    assert {name: part["index"].tolist() for name, part in found.items()} == {
+        name: sorted(part) for name, part in expected.items()
+    }
 
 
 def test_link_benchmark() -> None:

@@ -7,6 +7,7 @@ import multiprocessing
 import re
 import time
 import warnings
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -167,12 +168,12 @@ def test_load_dataset_refuses_what_isnt_there(tmp_path: Path) -> None:
 
 
 def test_spec_and_transforms() -> None:
-    assert DataSpec(num_nodes=3).offered() == {
+    offered = DataSpec(num_nodes=3, node_categories=(4, 2)).offered()
+    assert {name: size for name, size in offered.items() if size is not None} == {
         "num_nodes": 3,
-        "in_channels": None,
-        "num_classes": None,
-        "num_relations": None,
+        "node_categories": (4, 2),
     }
+    assert offered.keys() == {field.name for field in fields(DataSpec)}
     x = row_normalized(torch.tensor([[1.0, 3.0], [0.0, 0.0]]))
     assert x.tolist() == [[0.25, 0.75], [0.0, 0.0]]
 
