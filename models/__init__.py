@@ -8,6 +8,7 @@ if __name__ != "graphkit.models":
     )
 
 # Imports below register what they define; keep them sorted.
+from graphkit.models.fingerprint import Fingerprint
 from graphkit.models.gae import GAE
 from graphkit.models.gat import GAT
 from graphkit.models.gated_gcn import GatedGCN
@@ -38,6 +39,7 @@ __all__ = [
     "TTGNN",
     "AdamicAdar",
     "CommonNeighbors",
+    "Fingerprint",
     "GRITLayer",
     "GatedGCN",
     "GraphGCN",

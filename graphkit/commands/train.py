@@ -17,8 +17,9 @@ from graphkit.commands.parser import Parser
 from graphkit.config import RunConfig
 from graphkit.errors import UserError
 from graphkit.experiment import build, choose_task, pick_device
+from graphkit.files import atomic_write
 from graphkit.logging import RunLogger
-from graphkit.parsing import make_parser, resolve, set_values
+from graphkit.parsing import from_file, make_parser, resolve, sectioned, set_values
 from graphkit.recipes import default_recipe, find_recipe
 from graphkit.registry import DATASETS, MODELS, TASKS
 from graphkit.report import aggregate, format_table, plot_curves
@@ -42,6 +43,7 @@ train MODEL --help lists every parameter of that model."""
 def train(argv: Sequence[str]) -> int:
     """The command; returns the exit code."""
     options, flags = _options().parse_known_args(_model_first(argv))
+    options.dataset, flags = from_file(options.dataset, flags)
     if options.help:
         return _help(options.model, options.dataset)
     if options.replay is not None:
@@ -112,6 +114,8 @@ def run_once(
         raise
     if result.epochs:
         plot_curves(opened)
+    for name, picture in experiment.task.pictures({"valid": result.valid, "test": result.test}).items():
+        atomic_write(opened.folder / name, picture)
     print(f"{result_line(result)}\n{opened.folder}", flush=True)
     return result
 
@@ -229,6 +233,7 @@ def _replay(folder: Path, options: argparse.Namespace) -> int:
 
 def _with_flags(stored: RunConfig, flags: Sequence[str]) -> RunConfig:
     """Lays flags over a stored configuration, which takes the place of recipe and file."""
+    flags = sectioned(DATASETS.get(stored.dataset_name), flags)
     parsed = resolve(
         stored.model_name, stored.dataset_name, flags, task_name=stored.task_name, seed=stored.seed
     ).to_dict()

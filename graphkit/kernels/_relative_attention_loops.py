@@ -94,7 +94,9 @@ def _attend(heads: int, lanes: int) -> Any:
                 p = load(score, r, 0, lanes) * inverse
                 if drop > 0:
                     bits = row_key(seed, first + r)
-                    p = p * vec.keep_heads(np.uint32(bits), np.uint32(bits >> U32), drop, rescale, heads, lanes)
+                    p = p * vec.keep_heads(
+                        np.uint32(bits), np.uint32(bits >> U32), drop, rescale, heads, lanes
+                    )
                 store(score, r, 0, p)
             for c in range(0, width, lanes):
                 out, rel = zero, zero

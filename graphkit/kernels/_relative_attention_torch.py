@@ -237,9 +237,7 @@ def attend_grad(inputs: Inputs, out: Outcome, options: Options) -> Gradients:
     return grads
 
 
-def _outer(
-    chunk: Chunk, inputs: Inputs, out: Outcome, options: Options, grads: Gradients
-) -> Tensor | None:
+def _outer(chunk: Chunk, inputs: Inputs, out: Outcome, options: Options, grads: Gradients) -> Tensor | None:
     """Returns the gradient of ehat through the new pairs, and adds to what only these depend on."""
     rows = slice(chunk.start, chunk.stop)
     if out.grad_updated is None and out.grad_moments is None:

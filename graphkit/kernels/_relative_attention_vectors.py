@@ -96,7 +96,9 @@ def _shuffle(builder: Any, vector: Any, places: list[int]) -> Any:
     return builder.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(I32, len(places)), places))
 
 
-def _address(context: Any, builder: Any, array_type: Any, array: Any, row: Any, column: Any, kind: Any) -> Any:
+def _address(
+    context: Any, builder: Any, array_type: Any, array: Any, row: Any, column: Any, kind: Any
+) -> Any:
     """Returns a pointer to ``kind`` at an element of a contiguous matrix."""
     struct = context.make_array(array_type)(context, builder, array)
     width = cgutils.unpack_tuple(builder, struct.shape, 2)[1]

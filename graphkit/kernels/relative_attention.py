@@ -107,7 +107,9 @@ def relative_attention(
         ValueError: If shapes, dtypes or options don't fit, or (on CPU) an id or row pointer is out of range.
     """
     _check_tensors(q, k, v, pair, rowptr, key)
-    heads = _check_weights(q.size(1), pair_weight, pair_bias, score_weight, out_weight, out_bias, scale, shift)
+    heads = _check_weights(
+        q.size(1), pair_weight, pair_bias, score_weight, out_weight, out_bias, scale, shift
+    )
     drop, pair_drop = _check_options(activation, clamp, dropout, pair_dropout, seed, sqrt_floor, chunk_bytes)
     work = torch.float64 if q.dtype == torch.float64 else torch.float32
     if chunk_bytes is None:

@@ -21,39 +21,61 @@ from graphkit.nn.embedding import (
     make_embedding,
 )
 from graphkit.nn.encoder import FeatureLinear, GraphEncoder, propagate
+from graphkit.nn.features import CategoryEmbedding, EdgeFeatures, NodeFeatures
+from graphkit.nn.graph_conv import GatedGCNLayer, GCNEdgeLayer, GINELayer
+from graphkit.nn.graph_model import GraphModel
 from graphkit.nn.link import LinkModel, PairPredictor
 from graphkit.nn.node import NodeModel
+from graphkit.nn.node_pairs import NodePairs
 from graphkit.nn.pairs import PairStructure, Rows, pair_structure
+from graphkit.nn.readout import MLPHead, TaperedHead, pool
+from graphkit.nn.walks import RRWP, RelativeEncoder, WalkEncoder, WalkEncoding, walk_encoding
 
 __all__ = [
+    "RRWP",
+    "CategoryEmbedding",
     "Conv",
     "DenseEmbedding",
     "DropoutReLU",
+    "EdgeFeatures",
     "Embedding",
     "EmbeddingConfig",
     "FastDropout",
     "FeatureLinear",
     "GATLayer",
+    "GCNEdgeLayer",
     "GCNLayer",
+    "GINELayer",
     "GINLayer",
+    "GatedGCNLayer",
     "GraphEncoder",
+    "GraphModel",
     "HashEmbedding",
     "LinearLayer",
     "LinkModel",
+    "MLPHead",
+    "NodeFeatures",
     "NodeModel",
+    "NodePairs",
     "NormDropoutReLU",
     "PairPredictor",
     "PairStructure",
     "QuotientRemainderEmbedding",
+    "RelativeEncoder",
     "Rows",
     "SAGELayer",
     "TTEmbedding",
     "TTShape",
+    "TaperedHead",
+    "WalkEncoder",
+    "WalkEncoding",
     "dropout_relu",
     "fast_dropout",
     "fit_to_graph",
     "make_embedding",
     "norm_dropout_relu",
     "pair_structure",
+    "pool",
     "propagate",
+    "walk_encoding",
 ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -106,6 +107,14 @@ class Task(ABC):
         if split not in self.evaluation_splits:
             known = " or ".join(self.evaluation_splits)
             raise UserError(f"{self.benchmark.name} can't be evaluated on split '{split}'; take {known}")
+
+    def pictures(self, metrics: Mapping[str, Mapping[str, float]]) -> dict[str, bytes]:
+        """Returns pictures of a finished run, by the name of the file in its folder; by default none.
+
+        Args:
+            metrics: Those of the result, by split.
+        """
+        return {}
 
     @classmethod  # noqa: B027 - no arguments is a sensible default
     def add_predict_arguments(cls, parser: argparse._ActionsContainer) -> None:

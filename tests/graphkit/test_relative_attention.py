@@ -136,12 +136,12 @@ def outputs(result: RelativeAttention) -> list[Tensor]:
 def gradients(found: list[Tensor], leaves: dict[str, Tensor]) -> dict[str, Tensor]:
     """Gradients of one weighted sum of all results."""
     draw = torch.Generator().manual_seed(1)
-    total = sum(
-        (x.double() * torch.randn(x.shape, generator=draw, dtype=torch.float64)).sum() for x in found
-    )
+    total = sum((x.double() * torch.randn(x.shape, generator=draw, dtype=torch.float64)).sum() for x in found)
     assert isinstance(total, Tensor)
     sums = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
-    return {k: torch.zeros_like(x) if g is None else g for (k, x), g in zip(leaves.items(), sums, strict=True)}
+    return {
+        k: torch.zeros_like(x) if g is None else g for (k, x), g in zip(leaves.items(), sums, strict=True)
+    }
 
 
 def assert_same(c: Case, rtol: float = 1e-9, **options: Any) -> None:
@@ -397,7 +397,9 @@ def test_moments_lose_nothing_to_a_large_mean() -> None:
     assert found.pair is not None
     assert found.moments is not None
     wide = found.pair.double()
-    torch.testing.assert_close(found.moments, torch.stack([wide.sum(0), wide.square().sum(0)]), rtol=1e-13, atol=0)
+    torch.testing.assert_close(
+        found.moments, torch.stack([wide.sum(0), wide.square().sum(0)]), rtol=1e-13, atol=0
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
