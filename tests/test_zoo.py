@@ -27,6 +27,14 @@ from graphkit.train.tensors import load_tensors, save_tensors
 
 FROZEN_KEYS = Path(__file__).parent / "frozen" / "state_dict_keys.json"
 
+ATOMS, BONDS = (119, 5, 12, 12, 10, 6, 6, 2, 2), (5, 6, 2)
+
+
+def molecules(targets: int) -> DataSpec:
+    """OGB's features of atoms and bonds."""
+    return DataSpec(out_channels=targets, node_categories=ATOMS, edge_categories=BONDS)
+
+
 SPECS = {
     "cora": DataSpec(num_nodes=2708, in_channels=1433, num_classes=7),
     "citeseer": DataSpec(num_nodes=3327, in_channels=3703, num_classes=6),
@@ -35,6 +43,21 @@ SPECS = {
     "ogbn-arxiv": DataSpec(num_nodes=169343, in_channels=128, num_classes=40),
     "ogbn-products": DataSpec(num_nodes=2449029, in_channels=100, num_classes=47),
     "ogbn-papers100M": DataSpec(num_nodes=111059956, in_channels=128, num_classes=172),
+    "nci-tpsa": molecules(1),
+    "ogbg-molesol": molecules(1),
+    "ogbg-molfreesolv": molecules(1),
+    "ogbg-molhiv": molecules(1),
+    "pcqm4mv2": molecules(1),
+    "peptides-func": molecules(10),
+    "peptides-struct": molecules(11),
+    "zinc": DataSpec(out_channels=1, node_categories=(21,), edge_categories=(4,)),
+    "zinc-full": DataSpec(out_channels=1, node_categories=(28,), edge_categories=(4,)),
+    "csl": DataSpec(out_channels=10),
+    "digits-graphs": DataSpec(out_channels=10, in_channels=3, edge_channels=1),
+    "mnist-superpixels": DataSpec(out_channels=10, in_channels=3, edge_channels=1),
+    "cifar10-superpixels": DataSpec(out_channels=10, in_channels=5, edge_channels=1),
+    "pattern": DataSpec(out_channels=1, in_channels=3),
+    "cluster": DataSpec(out_channels=6, in_channels=7),
 }
 """Sizes of the data sets that have recipes; a new one needs a row."""
 

@@ -24,7 +24,9 @@ from graphkit.report import aggregate, display_scale, figure, format_table
 from graphkit.run import Run
 from graphkit.train.result import Result
 
-__all__ = ["find_run", "record", "reproduce"]
+__all__ = ["find_run", "learning_curve", "record", "reproduce"]
+
+CURVE_POINTS = 20
 
 _log = logging.getLogger("graphkit")
 
@@ -55,7 +57,9 @@ def reproduce(argv: Sequence[str]) -> int:
         missed |= short
         if options.record:
             seeds_flag = f" --seeds {options.seeds}" if options.seeds else ""
-            record(recipe, results, f"python scripts/reproduce.py {recipe.name}{seeds_flag}")
+            runs = [find_run(options.runs, recipe_config(recipe, seed)) for seed in seeds]
+            curve = learning_curve([run for run in runs if run is not None], results[0].metric)
+            record(recipe, results, f"python scripts/reproduce.py {recipe.name}{seeds_flag}", curve)
     print(format_table(rows))
     return int(missed)
 
@@ -75,13 +79,32 @@ def find_run(root: str | Path, config: RunConfig) -> Run | None:
     return next((run for run in same if run.result is not None), same[-1] if same else None)
 
 
-def record(recipe: Recipe, results: Sequence[Result], command: str) -> None:
+def learning_curve(runs: Sequence[Run], metric: str) -> dict[int, float]:
+    """Returns the mean of a validation metric over runs by epoch, at 20 evenly spaced epochs at most.
+
+    Epochs count that all runs evaluated; the first and the last of them are always there.
+    """
+    lines = [[line for line in run.metrics if line.get("split") == "valid"] for run in runs]
+    values = [{line["epoch"]: line[metric] for line in part if metric in line} for part in lines]
+    epochs = sorted(set.intersection(*(set(part) for part in values))) if values else []
+    steps = min(len(epochs), CURVE_POINTS) - 1
+    chosen = [epochs[round(k * (len(epochs) - 1) / max(steps, 1))] for k in range(steps + 1)]
+    return {epoch: statistics.fmean(part[epoch] for part in values) for epoch in chosen}
+
+
+def record(
+    recipe: Recipe, results: Sequence[Result], command: str, curve: Mapping[int, float] | None = None
+) -> None:
     """Replaces ``expected.ours``, which is the last part of a recipe's file, by these results."""
     path = recipe_file(recipe)
     text = path.read_text().split("\n  ours:")[0].rstrip()
     if not recipe.expected:
         text += f"\nexpected:\n  metric: {results[0].metric}"
-    block = yaml.safe_dump({"ours": _measured(results, command)}, sort_keys=False, width=110)
+    ours = _measured(results, command)
+    if curve:
+        scale = display_scale(results[0].metric)
+        ours["curve"] = {epoch: round(scale * value, 4) for epoch, value in curve.items()}
+    block = yaml.safe_dump({"ours": ours}, sort_keys=False, width=110)
     indented = "".join(f"  {line}\n" for line in block.splitlines())
     atomic_write(path, f"{text}\n{indented}")
 

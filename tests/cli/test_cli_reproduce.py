@@ -76,6 +76,8 @@ def test_reproduce_records_its_result_in_the_recipe(call: Call, tmp_path: Path, 
     ours = content["expected"]["ours"]
     results = [json.loads((folder / "result.json").read_text()) for folder in run_folders(tmp_path / "runs")]
     assert ours["seeds"] == [0, 1]
+    assert list(ours["curve"]) == [1, 2]
+    assert all(0 <= value <= 100 for value in ours["curve"].values())
     assert sorted(ours["per_seed"]) == sorted(round(100 * r["test"]["hits@100"], 4) for r in results)
     assert "reproduce.py ncn/digits" in ours["command"]
     assert content["expected"]["paper"]["mean"] == 1.0
