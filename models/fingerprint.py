@@ -2,8 +2,9 @@
 
 Paper: "Molecular Fingerprints Are Strong Models for Peptide Function Prediction", Jakub Adamczyk, Piotr
 Ludynia, Wojciech Czech, 2025, https://arxiv.org/abs/2501.17901: counts of a molecule's fragments, hashed into
-a few thousand columns, and LightGBM. Theirs are ``torsions=True, paths=True``. Here the trees are scikit-learn's histogram-based ones, which are
-LightGBM's algorithm (https://scikit-learn.org/stable/modules/ensemble.html#histogram-based-gradient-boosting).
+a few thousand columns, and LightGBM. Their fragments are had by ``torsions`` and ``paths``; the trees here
+are scikit-learn's histogram-based ones, which follow LightGBM
+(https://scikit-learn.org/stable/modules/ensemble.html#histogram-based-gradient-boosting).
 
 Fragments: atoms with their surroundings up to a radius (ECFP; "Extended-Connectivity Fingerprints", David
 Rogers, Mathew Hahn, 2010, https://doi.org/10.1021/ci100050t); optionally pairs of atoms with their distance,
@@ -177,7 +178,7 @@ class Fingerprint(nn.Module):
         if loss not in get_args(Loss):
             raise ValueError(f"loss is {loss!r}; it must be one of {', '.join(get_args(Loss))}")
         self.out_channels, self.min_leaf, self.loss_name = out_channels, min_leaf, loss
-        self.features = {
+        self.features: dict[str, Any] = {
             "radius": radius,
             "bits": bits,
             "counts": counts,

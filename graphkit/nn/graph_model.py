@@ -238,7 +238,7 @@ class GraphModel(nn.Module):
         """Returns the features of edges that a layer's encoder gives."""
         features = self.edge_features[layer]
         if self.edge_kinds.one_hot is not None:  # a product of small matrices costs less than gathers
-            weight = features.encoder.weight
+            weight = features.get_parameter("encoder.weight")
             return EdgeStates(self.edge_kinds.one_hot.to(weight.dtype) @ weight, kind)
         encoded = features(read, 1 if read is None else read.size(0))
         return None if encoded is None else EdgeStates(encoded, kind)
