@@ -133,7 +133,7 @@ def attend_grad(inputs: Inputs, out: Outcome, options: Options) -> Gradients:
         bounds = plan.queries(a, b, rows, 4)
         run_ranges(plan.loops.attend_grad, bounds, low, a, *given, *known, *scratch, *found)
         run_ranges(plan.loops.scatter, plan.columns(rows), a, b, low, *ends)
-        total += sums[: b - a].sum(0)
+        compiled.add_rows(sums, b - a, total)
         turned.addmm_(some.t(), slopes)  # this way round the product is faster
         if outer is None:
             torch.mm(slopes, inputs.pair_weight, out=grads.pair[low:high])

@@ -5,7 +5,7 @@ over a head's channels are sums of vectors, and a weight a head multiplies every
 the pair row that row 0 of a chunk's scratch stands for.
 """
 
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="no-untyped-def, call-arg, var-annotated"
 # Numba infers the types of what it compiles.
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from graphkit.kernels import _relative_attention_vectors as vec
 from graphkit.kernels._dropout_loops import HALF, U16, U32, column_bits, row_key
 from graphkit.kernels._spmm_loops import FAST
 
-BLOCK = 16  # rows that stay in the first cache while columns are gone through one vector at a time
+BLOCK = 64  # rows that are added up in single precision
 
-load, store, splat, fold = vec.load, vec.store, vec.splat, vec.fold
+add, load, store, splat, fold = vec.add, vec.load, vec.store, vec.splat, vec.fold
 
 
 class Loops(NamedTuple):
@@ -64,7 +64,7 @@ def _attend(heads: int, lanes: int) -> Any:
         start, stop, first, rowptr, key, q, k, v, bias, weight, floor, bound, seed, drop, rescale,
         both, z, score, value, relation, lse,
     ):  # fmt: skip
-        """Writes ``z`` (ehat), and for queries ``start..stop`` both sums and the log-sum-exp of the scores."""
+        """Writes ``z`` (ehat), and for queries ``start..stop`` both sums and scores' log-sum-exp."""
         real = q.dtype.type
         zero, one = splat(real(0), lanes), splat(real(1), lanes)
         width = q.shape[1]
@@ -90,22 +90,18 @@ def _attend(heads: int, lanes: int) -> Any:
                 store(score, r, 0, p)
                 mass = mass + p
             inverse = one / mass
+            for c in range(0, width, lanes):
+                store(value, i, c, zero)
+                store(relation, i, c, zero)
             for r in range(a, b):
-                p = load(score, r, 0, lanes) * inverse
+                p, j = load(score, r, 0, lanes) * inverse, key[first + r]
                 if drop > 0:
                     bits = row_key(seed, first + r)
-                    p = p * vec.keep_heads(
-                        np.uint32(bits), np.uint32(bits >> U32), drop, rescale, heads, lanes
-                    )
-                store(score, r, 0, p)
-            for c in range(0, width, lanes):
-                out, rel = zero, zero
-                for r in range(a, b):
-                    p = load(score, r, 0, lanes)
-                    out = out + p * load(v, key[first + r], c, lanes)
-                    rel = rel + p * load(z, r, c, lanes)
-                store(value, i, c, out)
-                store(relation, i, c, rel)
+                    before, between = np.uint32(bits), np.uint32(bits >> U32)
+                    p = p * vec.keep_heads(before, between, drop, rescale, heads, lanes)
+                for c in range(0, width, lanes):
+                    add(value, i, c, p * load(v, j, c, lanes))
+                    add(relation, i, c, p * load(z, r, c, lanes))
             if a < b:
                 vec.store_heads(lse, i, mass, heads)
                 for h in range(heads):
@@ -133,7 +129,7 @@ def _attend_grad(heads: int, lanes: int) -> Any:
         real = q.dtype.type
         zero = splat(real(0), lanes)
         width = q.shape[1]
-        slope = np.empty((BLOCK, width + lanes), q.dtype)
+        slope = np.empty((1, width), q.dtype)
         for i in range(start, stop):
             a, b = rowptr[i] - first, rowptr[i + 1] - first
             o = i - origin
@@ -147,57 +143,46 @@ def _attend_grad(heads: int, lanes: int) -> Any:
                 store(sums, o, 2 * width + c, zero)
             mean = fold(mean, heads)
             shift = vec.load_heads(lse, i, heads, lanes)
-            for low in range(a, b, BLOCK):
-                high = min(low + BLOCK, b)
-                for r in range(low, high):
-                    j = key[first + r]
-                    total, dot = zero, zero
-                    for c in range(0, width, lanes):
-                        t = load(q, i, c, lanes) + load(k, j, c, lanes)
-                        t = t * (load(both, r, c, lanes) + load(bias, 0, c, lanes))
-                        u = load(both, r, width + c, lanes) + load(bias, 0, width + c, lanes)
-                        root = vec.signed_root(t)
-                        u = vec.lower_bound(root + u, floor)
-                        store(z, r, c, u)
-                        store(slope, r - low, c, vec.inverse_size(root, least))
-                        total = total + u * load(weight, 0, c, lanes)
-                        dot = dot + u * load(grad_relation, i, c, lanes)
-                        dot = dot + load(grad_value, i, c, lanes) * load(v, j, c, lanes)
-                    total, dot = fold(total, heads), fold(dot, heads)
-                    p = vec.exp(vec.clip(total, bound) - shift)
-                    kept = p
-                    if drop > 0:
-                        bits = row_key(seed, first + r)
-                        mask = vec.keep_heads(
-                            np.uint32(bits), np.uint32(bits >> U32), drop, rescale, heads, lanes
-                        )
-                        kept, dot = p * mask, dot * mask
-                    store(alpha, r, 0, kept)
-                    store(slope, r - low, width, vec.only_within(total, bound, p * (dot - mean)))
+            for r in range(a, b):
+                j = key[first + r]
+                total, dot = zero, zero
                 for c in range(0, width, lanes):
-                    sum_q, sum_w = load(grad_q, i, c, lanes), load(sums, o, 2 * width + c, lanes)
-                    sum_a, sum_b = load(sums, o, c, lanes), load(sums, o, width + c, lanes)
-                    left, bent = load(q, i, c, lanes), load(bias, 0, c, lanes)
-                    pull, w = load(grad_relation, i, c, lanes), load(weight, 0, c, lanes)
-                    for r in range(low, high):
-                        u, ds = load(z, r, c, lanes), load(slope, r - low, width, lanes)
-                        g = load(alpha, r, 0, lanes) * pull + ds * w
-                        if outer:
-                            g = g + load(moved, r, c, lanes)
-                        sum_w = sum_w + ds * u
-                        g = vec.only_above(u, floor, g)
-                        sum_b = sum_b + g
-                        store(both, r, width + c, g)
-                        g = g * load(slope, r - low, c, lanes)
-                        back = g * (load(both, r, c, lanes) + bent)
-                        g = g * (left + load(k, key[first + r], c, lanes))
-                        sum_a, sum_q = sum_a + g, sum_q + back
-                        store(both, r, c, g)
-                        store(moved, r, c, back)
-                    store(grad_q, i, c, sum_q)
-                    store(sums, o, c, sum_a)
-                    store(sums, o, width + c, sum_b)
-                    store(sums, o, 2 * width + c, sum_w)
+                    t = load(q, i, c, lanes) + load(k, j, c, lanes)
+                    t = t * (load(both, r, c, lanes) + load(bias, 0, c, lanes))
+                    u = load(both, r, width + c, lanes) + load(bias, 0, width + c, lanes)
+                    root = vec.signed_root(t)
+                    u = vec.lower_bound(root + u, floor)
+                    store(z, r, c, u)
+                    store(slope, 0, c, vec.inverse_size(root, least))
+                    total = total + u * load(weight, 0, c, lanes)
+                    dot = dot + u * load(grad_relation, i, c, lanes)
+                    dot = dot + load(grad_value, i, c, lanes) * load(v, j, c, lanes)
+                total, dot = fold(total, heads), fold(dot, heads)
+                p = vec.exp(vec.clip(total, bound) - shift)
+                kept = p
+                if drop > 0:
+                    bits = row_key(seed, first + r)
+                    before, between = np.uint32(bits), np.uint32(bits >> U32)
+                    mask = vec.keep_heads(before, between, drop, rescale, heads, lanes)
+                    kept, dot = p * mask, dot * mask
+                store(alpha, r, 0, kept)
+                steep = vec.only_within(total, bound, p * (dot - mean))
+                for c in range(0, width, lanes):
+                    u = load(z, r, c, lanes)
+                    g = kept * load(grad_relation, i, c, lanes) + steep * load(weight, 0, c, lanes)
+                    if outer:
+                        g = g + load(moved, r, c, lanes)
+                    add(sums, o, 2 * width + c, steep * u)
+                    g = vec.only_above(u, floor, g)
+                    add(sums, o, width + c, g)
+                    gain = load(both, r, c, lanes) + load(bias, 0, c, lanes)
+                    t = g * load(slope, 0, c, lanes)
+                    back, own = t * gain, t * (load(q, i, c, lanes) + load(k, j, c, lanes))
+                    add(sums, o, c, own)
+                    add(grad_q, i, c, back)
+                    store(both, r, c, own)
+                    store(both, r, width + c, g)
+                    store(moved, r, c, back)
 
     return attend_grad
 
@@ -213,9 +198,8 @@ def _scatter(lanes: int) -> Any:
             for p in range(rowptr[i], rowptr[i + 1]):
                 r, j = p - first, key[p]
                 for c in range(start * lanes, stop * lanes, lanes):
-                    store(grad_k, j, c, load(grad_k, j, c, lanes) + load(moved, r, c, lanes))
-                    given = load(alpha, r, 0, lanes) * load(grad_value, i, c, lanes)
-                    store(grad_v, j, c, load(grad_v, j, c, lanes) + given)
+                    add(grad_k, j, c, load(moved, r, c, lanes))
+                    add(grad_v, j, c, load(alpha, r, 0, lanes) * load(grad_value, i, c, lanes))
 
     return scatter
 
@@ -227,18 +211,14 @@ def _residual(lanes: int) -> Any:
 
         ``start..stop`` are columns, in vectors; ``affine`` holds scale and shift.
         """
-        for top in range(low, high, BLOCK):
-            end = min(top + BLOCK, high)
+        for r in range(low, high):
             for c in range(start * lanes, stop * lanes, lanes):
-                scale, shift = load(affine, 0, c, lanes), load(affine, 1, c, lanes)
-                total, square = load(moments, 0, c, lanes), load(moments, 1, c, lanes)
-                for r in range(top, end):
-                    u = load(y, r, c, lanes) + (load(pair, r, c, lanes) * scale + shift)
-                    store(y, r, c, u)
-                    wide = vec.widen(u)
-                    total, square = total + wide, square + wide * wide
-                store(moments, 0, c, total)
-                store(moments, 1, c, square)
+                e = load(pair, r, c, lanes) * load(affine, 0, c, lanes) + load(affine, 1, c, lanes)
+                u = load(y, r, c, lanes) + e
+                store(y, r, c, u)
+                wide = vec.widen(u)
+                add(moments, 0, c, wide)
+                add(moments, 1, c, wide * wide)
 
     return residual
 
@@ -255,24 +235,24 @@ def _residual_grad(lanes: int) -> Any:
         its products with ``pair``. ``start..stop`` are columns, in vectors.
         """
         zero = splat(grad_pair.dtype.type(0), lanes)
+        some = np.zeros((2, pair.shape[1]), pair.dtype)
         for top in range(low, high, BLOCK):
-            end = min(top + BLOCK, high)
-            for c in range(start * lanes, stop * lanes, lanes):
-                scale = load(affine, 0, c, lanes)
-                base, slope = load(slopes, 0, c, lanes), load(slopes, 1, c, lanes)
-                total, product = zero, zero
-                for r in range(top, end):
+            for r in range(top, min(top + BLOCK, high)):
+                for c in range(start * lanes, stop * lanes, lanes):
                     g = zero
                     if given:
                         g = load(grad, r, c, lanes)
                     if measured:
-                        g = g + (base + slope * load(y, r, c, lanes))
+                        slope = load(slopes, 1, c, lanes)
+                        g = g + (load(slopes, 0, c, lanes) + slope * load(y, r, c, lanes))
                     store(outer, r - low, c, g)
-                    store(grad_pair, r, c, g * scale)
-                    total = total + g
-                    product = product + g * load(pair, r, c, lanes)
-                store(sums, 0, c, load(sums, 0, c, lanes) + vec.widen(total))
-                store(sums, 1, c, load(sums, 1, c, lanes) + vec.widen(product))
+                    store(grad_pair, r, c, g * load(affine, 0, c, lanes))
+                    add(some, 0, c, g)
+                    add(some, 1, c, g * load(pair, r, c, lanes))
+            for row in range(2):
+                for c in range(start * lanes, stop * lanes, lanes):
+                    add(sums, row, c, vec.widen(load(some, row, c, lanes)))
+                    store(some, row, c, zero)
 
     return residual_grad
 
@@ -292,6 +272,14 @@ def cut(rowptr, rows):
             queries = max(queries, i - start)
             pairs = max(pairs, rowptr[i] - rowptr[start])
     return np.array(bounds), queries, pairs
+
+
+@njit(cache=True, nogil=True)
+def add_rows(rows, count, total):
+    """Adds the first rows to ``total`` (float64)."""
+    for r in range(count):
+        for c in range(total.shape[0]):
+            total[c] += rows[r, c]
 
 
 @njit(cache=True, nogil=True)

@@ -79,10 +79,10 @@ def scale_of(threshold: int) -> float:
 
 
 def factors(seed: Tensor, start: int, like: Tensor, threshold: int) -> Tensor:
-    """Returns dropout's factors of ``like``, whose first row is pair row ``start``: as in the compiled loops."""
+    """Returns dropout's factors of ``like``, whose first row is pair row ``start``, as the loops do."""
     ahead = start * STEP & (1 << 64) - 1
     moved = seed + (ahead - (1 << 64) if ahead >> 63 else ahead)
-    return keep_mask(moved, *like.shape, threshold).to(like.dtype) * scale_of(threshold)
+    return keep_mask(moved, like.size(0), like.size(1), threshold).to(like.dtype) * scale_of(threshold)
 
 
 def chunks(inputs: Inputs, options: Options) -> Iterator[Chunk]:
@@ -186,15 +186,21 @@ class Outcome(NamedTuple):
 
 def zero_gradients(inputs: Inputs) -> Gradients:
     """Returns zeros for every gradient, that of ``pair`` not yet set."""
-    width = inputs.q.size(1)
-    plain = (inputs.q, inputs.k, inputs.v)
-    weights = (inputs.pair_weight, inputs.pair_bias, inputs.score_weight, inputs.out_weight)
+
+    def zeros(x: Tensor) -> Tensor:
+        return x.new_zeros(x.shape)
+
     return Gradients(
-        *(x.new_zeros(x.shape) for x in plain),
+        zeros(inputs.q),
+        zeros(inputs.k),
+        zeros(inputs.v),
         inputs.pair.new_empty(inputs.pair.shape),
-        *(x.new_zeros(x.shape) for x in weights),
-        inputs.q.new_zeros(width),
-        inputs.q.new_zeros(width),
+        zeros(inputs.pair_weight),
+        zeros(inputs.pair_bias),
+        zeros(inputs.score_weight),
+        zeros(inputs.out_weight),
+        inputs.q.new_zeros(inputs.q.size(1)),
+        inputs.q.new_zeros(inputs.q.size(1)),
     )
 
 

@@ -5,6 +5,9 @@ can't tell that these don't overlap, and leaves such loops scalar; written in ve
 Everything here is to be called in compiled code.
 """
 
+# mypy: disable-error-code="no-untyped-def, call-arg"
+# Numba infers the types of what it compiles.
+
 from __future__ import annotations
 
 import math
@@ -18,9 +21,11 @@ from numba.core.typing.templates import AbstractTemplate, infer_global, signatur
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
 __all__ = [
+    "add",
     "clip",
     "exp",
     "fold",
+    "inverse_size",
     "keep_heads",
     "larger",
     "load",
@@ -131,6 +136,19 @@ def store(typingctx, array, row, column, vector):
     return types.void(array, types.intp, types.intp, vector), generate
 
 
+@intrinsic
+def add(typingctx, array, row, column, vector):
+    """Adds a vector to a row, from ``column`` on."""
+
+    def generate(context, builder, sig, args):
+        place = _address(context, builder, sig.args[0], *args[:3], args[3].type)
+        size = array.dtype.bitwidth // 8
+        builder.store(builder.fadd(builder.load(place, align=size), args[3]), place, align=size)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp, vector), generate
+
+
 @intrinsic(prefer_literal=True)
 def load_heads(typingctx, array, row, heads, lanes):
     """Returns a row of ``heads`` numbers, repeated to fill the lanes."""
@@ -186,7 +204,7 @@ def widen(typingctx, vector):
 
 @intrinsic(prefer_literal=True)
 def fold(typingctx, vector, heads):
-    """Adds up the lanes of each head (a lane's head is its number modulo ``heads``), for each of its lanes."""
+    """Gives each lane the sum of all lanes of its head; a lane's head is its number modulo ``heads``."""
     step = heads.literal_value
 
     def generate(context, builder, sig, args):

@@ -23,7 +23,7 @@ __all__ = ["RelativeAttention", "relative_attention"]
 
 # Bytes of a chunk's projections where the caller doesn't say: scratch that stays in a core's cache on CPU;
 # elsewhere enough for a device to be busy with.
-CPU_BYTES, DEVICE_BYTES = 1 << 20, 1 << 28
+CPU_BYTES, DEVICE_BYTES = 1 << 19, 1 << 28
 
 
 class RelativeAttention(NamedTuple):
@@ -66,13 +66,15 @@ def relative_attention(
     .. math::
         e_p &= \text{scale} \odot \text{pair}_p + \text{shift} \\
         (w_p, b_p) &= W_E\, e_p + b_E \\
-        \hat e_p &= \sigma\big(\rho((q_i + k_j) \odot w_p) + b_p\big), \quad \rho(t) = \text{sign}(t)\sqrt{|t|} \\
+        \hat e_p &= \sigma\big(\rho((q_i + k_j) \odot w_p) + b_p\big), \quad
+            \rho(t) = \text{sign}(t)\sqrt{|t|} \\
         \alpha_p^h &= \text{softmax}_{p \in i}\big(\text{clamp}(\langle A^h, \hat e_p^h \rangle)\big) \\
-        \text{value}_i &= \sum_{p \in i} \alpha_p v_j, \quad \text{relation}_i = \sum_{p \in i} \alpha_p \hat e_p \\
+        \text{value}_i &= \sum_{p \in i} \alpha_p v_j, \quad
+            \text{relation}_i = \sum_{p \in i} \alpha_p \hat e_p \\
         \text{pair}'_p &= e_p + W_O\, \hat e_p + b_O
 
     Args:
-        q: ``[n, d]`` queries, floating point. Half precision is computed in float32, the results rounded once.
+        q: ``[n, d]`` queries, floating point. Half precision is computed in float32 and rounded once.
         k: ``[n, d]`` keys.
         v: ``[n, d]`` values.
         pair: ``[P, d]`` features of pairs, before the normalisation that ``scale`` and ``shift`` stand for.
@@ -92,16 +94,16 @@ def relative_attention(
         dropout: Rate in [0, 1] of dropping attention weights :math:`\alpha`, for both sums alike.
         pair_dropout: Rate of dropping elements of :math:`\hat e` on their way to :math:`W_O`.
         seed: ``[1]`` int64, needed where a rate isn't 0. Rates are rounded to multiples of 1/65536.
-        sqrt_floor: :math:`\epsilon` in :math:`\rho'(t) = 1 / (2 \sqrt{\max(|t|, \epsilon)})`; the derivative at
-            0 is 0.
-        chunk_bytes: Bytes of a chunk's :math:`(w, b)`, what bounds the working memory; by default 1 MB on CPU,
-            256 MB elsewhere.
+        sqrt_floor: :math:`\epsilon` in :math:`\rho'(t) = 1 / (2 \sqrt{\max(|t|, \epsilon)})`, where
+            :math:`\rho'(0)` is 0.
+        chunk_bytes: Bytes of a chunk's :math:`(w, b)`, what bounds the working memory; by default 512 KB on
+            CPU, 256 MB elsewhere. A query's pairs are in one chunk on CPU.
 
     Returns:
-        ``value`` and ``relation`` ``[n, d]`` in the dtype of ``q``; ``pair`` ``[P, d]`` in float32 (float64 if
-        ``q`` is), and ``moments`` ``[2, d]`` float64, the sums of its rows and of their squares. The last two
-        are None without ``update``. All are differentiable once in all floating-point arguments. The working
-        precision is that of float32 (or float64) also under autocast.
+        ``value`` and ``relation`` ``[n, d]`` in the dtype of ``q``; ``pair`` ``[P, d]`` in float32 (float64
+        if ``q`` is), and ``moments`` ``[2, d]`` float64, the sums of its rows and of their squares. The last
+        two are None without ``update``. All are differentiable once in all floating-point arguments. The
+        working precision is that of float32 (or float64) also under autocast.
 
     Raises:
         ValueError: If shapes, dtypes or options don't fit, or (on CPU) an id or row pointer is out of range.
@@ -368,7 +370,7 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     through = given[2] is not None or given[3] is not None
     every = (q, k, v, pair, None, None, weight, bias, score, out_weight, scale, shift, None)
     late = {9, 10, 11}  # what only the new pairs depend on
-    found = (g if w and (through or k not in late) else None for k, (g, w) in enumerate(zip(every, wanted)))
+    found = (g if wanted[k] and (through or k not in late) else None for k, g in enumerate(every))
     return (*found, *nothing[len(every) :])
 
 
