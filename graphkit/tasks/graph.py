@@ -103,7 +103,8 @@ class GraphTask(Task):
     Args:
         benchmark: A graph benchmark; the indices of its splits are graphs.
         seed: Seeds the order of graphs.
-        batch_size: Graphs of one global batch; the last batch of an epoch may have fewer.
+        batch_size: Graphs of one global batch at most; an epoch's batches differ by one graph at most, so that
+            none is too small for a batch normalisation.
         eval_batch_size: Graphs computed at once in evaluation.
         device: Where batches are put; the data stay where they are.
         loss: ``auto`` is ``mae`` for regression that is judged by it, else ``mse``; and the logistic loss or
@@ -152,7 +153,7 @@ class GraphTask(Task):
         self.standard: Standard | None = None
         if standardize and self.kind == "regression":
             self.standard = Standard.of(self._truth(self.train_index)).to(self.device)
-        self._order: tuple[int, Tensor] | None = None
+        self._order: tuple[int, Sequence[Tensor]] | None = None
         self._fitted: WeakSet[nn.Module] = WeakSet()
 
     def _checked(self, y: Tensor) -> Tensor:
@@ -189,7 +190,7 @@ class GraphTask(Task):
         return math.ceil(self.train_index.numel() / self.batch_size)
 
     def batch(self, epoch: int, step: int) -> GraphBatch:
-        return self.whole(self._epoch(epoch)[step * self.batch_size : (step + 1) * self.batch_size])
+        return self.whole(self._epoch(epoch)[step])
 
     def whole(self, ids: Tensor) -> GraphBatch:
         """Returns the batch of the given graphs, with what its loss is divided by."""
@@ -207,22 +208,23 @@ class GraphTask(Task):
         data.sizes = store.sizes(ids)
         return data
 
-    def _epoch(self, epoch: int) -> Tensor:
-        """Returns the training graphs in an epoch's order."""
+    def _epoch(self, epoch: int) -> Sequence[Tensor]:
+        """Returns the batches of an epoch in their order."""
         if self._order is None or self._order[0] != epoch:
-            order = seed_order(self.train_index, self.seed, epoch)
-            self._order = (epoch, self._bucketed(order, epoch) if self.bucket else order)
+            batches = seed_order(self.train_index, self.seed, epoch).tensor_split(self.steps_per_epoch)
+            self._order = (epoch, self._bucketed(batches, epoch) if self.bucket else batches)
         return self._order[1]
 
-    def _bucketed(self, order: Tensor, epoch: int) -> Tensor:
-        """Sorts a random order by size within pools, then shuffles the full batches."""
-        full = order.numel() // self.batch_size * self.batch_size
-        inner, rest = order[:full], order[full:]
-        by_size = self.graphs.sizes(inner).argsort(stable=True)
-        pool = by_size // (self.bucket * self.batch_size)
-        batches = inner[by_size[pool.argsort(stable=True)]].view(-1, self.batch_size)
-        shuffle = torch.randperm(len(batches), generator=generator(self.seed, "bucket order", epoch))
-        return torch.cat([batches[shuffle].flatten(), rest])
+    def _bucketed(self, batches: Sequence[Tensor], epoch: int) -> list[Tensor]:
+        """Sorts the graphs of each pool of batches by size, cuts them again, then shuffles all batches."""
+        found: list[Tensor] = []
+        for first in range(0, len(batches), self.bucket):
+            pool = batches[first : first + self.bucket]
+            graphs = torch.cat(list(pool))
+            by_size = graphs[self.graphs.sizes(graphs).argsort(stable=True)]
+            found += by_size.split([part.numel() for part in pool])
+        shuffle = torch.randperm(len(found), generator=generator(self.seed, "bucket order", epoch))
+        return [found[k] for k in shuffle.tolist()]
 
     def _truth(self, ids: Tensor) -> Tensor:
         """Returns the targets of some graphs, or of all their nodes."""
