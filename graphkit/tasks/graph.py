@@ -103,7 +103,7 @@ class GraphTask(Task):
     Args:
         benchmark: A graph benchmark; the indices of its splits are graphs.
         seed: Seeds the order of graphs.
-        batch_size: Graphs of one global batch at most; an epoch's batches differ by one graph at most, so that
+        batch_size: Graphs of one global batch at most. Those of an epoch differ by one at most, so that
             none is too small for a batch normalisation.
         eval_batch_size: Graphs computed at once in evaluation.
         device: Where batches are put; the data stay where they are.
