@@ -110,7 +110,7 @@ def test_predictions_are_in_the_targets_unit() -> None:
 
 def test_output_of_another_shape_is_refused() -> None:
     graphs, nodes = task(), task(per_node=True)
-    with pytest.raises(UserError, match=r"SumModel gives \[4, 3\] for 4 graphs of few; \[4, 2\] is needed"):
+    with pytest.raises(UserError, match=r"SumModel gives \[3, 3\] for 3 graphs of few; \[3, 2\] is needed"):
         graphs.loss(SumModel(3), graphs.batch(0, 0))
     with pytest.raises(UserError, match=r"nodes of few; \[6, 2\] is needed"):
         nodes.evaluate(SumModel(2), "test")
