@@ -13,20 +13,13 @@ import torch
 from torch import Tensor
 
 from graphkit.kernels import _relative_attention_loops as compiled
-from graphkit.kernels._relative_attention_torch import (
-    PAIR_KEY,
-    Gradients,
-    Inputs,
-    Options,
-    Outcome,
-    scale_of,
-    zero_gradients,
-)
+from graphkit.kernels._relative_attention_layout import Gradients, Inputs, Options, Outcome, zero_gradients
+from graphkit.kernels._relative_attention_torch import PAIR_KEY, scale_of
 from graphkit.kernels._spmm_loops import bad_csr
 from graphkit.kernels.parallel import even_bounds, num_parts, run_ranges, weighted_bounds
 from graphkit.kernels.spmm import check_ids, to_numpy
 
-__all__ = ["attend", "attend_grad"]
+__all__ = ["attend", "attend_grad", "reorder"]
 
 MASK = (1 << 64) - 1
 
@@ -80,6 +73,15 @@ class Plan:
         if self.pair_drop is not None:
             bounds = even_bounds(rows, num_parts(rows * self.width))
             run_ranges(compiled.drop_rows, bounds, first, x, *self.pair_drop)
+
+
+def reorder(x: Tensor, heads: int, back: bool) -> Tensor:
+    """As :func:`graphkit.kernels._relative_attention_torch.reorder`."""
+    out = x.new_empty(x.shape)
+    outer = x.size(1) // heads if back else heads
+    bounds = even_bounds(x.size(0), num_parts(x.numel()))
+    run_ranges(compiled.reorder, bounds, to_numpy(x), outer, out.numpy())
+    return out
 
 
 def attend(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -275,6 +275,16 @@ def cut(rowptr, rows):
 
 
 @njit(cache=True, nogil=True)
+def reorder(start, stop, x, outer, out):
+    """Writes rows with their columns, in the order (outer, inner), in the order (inner, outer)."""
+    inner = x.shape[1] // outer
+    for r in range(start, stop):
+        for b in range(inner):
+            for a in range(outer):
+                out[r, b * outer + a] = x[r, a * inner + b]
+
+
+@njit(cache=True, nogil=True)
 def add_rows(rows, count, total):
     """Adds the first rows to ``total`` (float64)."""
     for r in range(count):

@@ -12,50 +12,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from graphkit.kernels._relative_attention_layout import Gradients, Inputs, Options, Outcome, zero_gradients
 from graphkit.kernels.dropout import LEVELS, keep_mask
 
-__all__ = ["Options", "attend", "attend_grad"]
+__all__ = ["PAIR_KEY", "attend", "attend_grad", "reorder"]
 
 STEP = 0x9E3779B97F4A7C15  # between the row keys of dropout
 PAIR_KEY = 0x5851F42D4C957F2D  # what tells the mask of pairs from that of weights
-
-
-class Options(NamedTuple):
-    """What is no tensor: as in :func:`~graphkit.kernels.relative_attention.relative_attention`, encoded.
-
-    ``bound`` is infinite for no clamp; ``drop`` and ``pair_drop`` count rates in units of 1/65536; ``rows``
-    is the number of pairs of a chunk.
-    """
-
-    update: bool
-    rectify: bool
-    bound: float
-    drop: int
-    pair_drop: int
-    sqrt_floor: float
-    rows: int
-
-
-class Inputs(NamedTuple):
-    """Tensors of the operation, channels in the order (channel of a head, head); ``pair_weight`` [2d, d].
-
-    ``scale`` and ``shift`` are those of the residual alone: the projection has them in its weight and bias,
-    and ``shift`` has the bias of the last linear map.
-    """
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    pair: Tensor
-    rowptr: Tensor
-    key: Tensor
-    pair_weight: Tensor
-    pair_bias: Tensor
-    score_weight: Tensor
-    out_weight: Tensor
-    scale: Tensor | None
-    shift: Tensor | None
-    seed: Tensor | None
 
 
 class Chunk(NamedTuple):
@@ -108,6 +71,12 @@ def chunks(inputs: Inputs, options: Options) -> Iterator[Chunk]:
         yield Chunk(start, stop, query, key, moved, gain, root, ehat, score, mask)
 
 
+def reorder(x: Tensor, heads: int, back: bool) -> Tensor:
+    """Reorders columns from (head, channel) to (channel, head), or back."""
+    outer = x.size(1) // heads if back else heads
+    return x.view(x.size(0), outer, x.size(1) // outer).transpose(1, 2).reshape(x.shape)
+
+
 def by_head(weight: Tensor, x: Tensor) -> Tensor:
     """Multiplies the heads of ``x`` ``[R, d]`` by ``weight`` ``[R, H]``."""
     heads = weight.size(1)
@@ -154,54 +123,6 @@ def _updated(chunk: Chunk, inputs: Inputs, options: Options) -> Tensor:
     e = inputs.pair[chunk.start : chunk.stop]
     e = e if inputs.scale is None else e * inputs.scale
     return z + e if inputs.shift is None else z + (e + inputs.shift)
-
-
-class Gradients(NamedTuple):
-    """Gradients of the tensors of the operation."""
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    pair: Tensor
-    pair_weight: Tensor
-    pair_bias: Tensor
-    score_weight: Tensor
-    out_weight: Tensor
-    scale: Tensor
-    shift: Tensor
-
-
-class Outcome(NamedTuple):
-    """Results of the forward pass and the gradients of four of them; None for no gradient."""
-
-    value: Tensor
-    relation: Tensor
-    updated: Tensor
-    lse: Tensor
-    grad_value: Tensor | None
-    grad_relation: Tensor | None
-    grad_updated: Tensor | None
-    grad_moments: Tensor | None
-
-
-def zero_gradients(inputs: Inputs) -> Gradients:
-    """Returns zeros for every gradient, that of ``pair`` not yet set."""
-
-    def zeros(x: Tensor) -> Tensor:
-        return x.new_zeros(x.shape)
-
-    return Gradients(
-        zeros(inputs.q),
-        zeros(inputs.k),
-        zeros(inputs.v),
-        inputs.pair.new_empty(inputs.pair.shape),
-        zeros(inputs.pair_weight),
-        zeros(inputs.pair_bias),
-        zeros(inputs.score_weight),
-        zeros(inputs.out_weight),
-        inputs.q.new_zeros(inputs.q.size(1)),
-        inputs.q.new_zeros(inputs.q.size(1)),
-    )
 
 
 def attend_grad(inputs: Inputs, out: Outcome, options: Options) -> Gradients:

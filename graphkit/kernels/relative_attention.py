@@ -9,13 +9,14 @@ the rest anew, as it does attention's weights from the logarithm of their sums.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from graphkit.kernels import _relative_attention_torch as plain
-from graphkit.kernels._relative_attention_torch import Inputs, Options, Outcome
+from graphkit.kernels._relative_attention_layout import Arguments, Options, Outcome, arrange, collect
 from graphkit.kernels.dropout import LEVELS
 from graphkit.kernels.spmm import check_structure
 
@@ -23,7 +24,7 @@ __all__ = ["RelativeAttention", "relative_attention"]
 
 # Bytes of a chunk's projections where the caller doesn't say: scratch that stays in a core's cache on CPU;
 # elsewhere enough for a device to be busy with.
-CPU_BYTES, DEVICE_BYTES = 1 << 19, 1 << 28
+CPU_BYTES, DEVICE_BYTES = 1 << 20, 1 << 28
 
 
 class RelativeAttention(NamedTuple):
@@ -96,7 +97,7 @@ def relative_attention(
         seed: ``[1]`` int64, needed where a rate isn't 0. Rates are rounded to multiples of 1/65536.
         sqrt_floor: :math:`\epsilon` in :math:`\rho'(t) = 1 / (2 \sqrt{\max(|t|, \epsilon)})`, where
             :math:`\rho'(0)` is 0.
-        chunk_bytes: Bytes of a chunk's :math:`(w, b)`, what bounds the working memory; by default 512 KB on
+        chunk_bytes: Bytes of a chunk's :math:`(w, b)`, what bounds the working memory; by default 1 MB on
             CPU, 256 MB elsewhere. A query's pairs are in one chunk on CPU.
 
     Returns:
@@ -109,61 +110,24 @@ def relative_attention(
         ValueError: If shapes, dtypes or options don't fit, or (on CPU) an id or row pointer is out of range.
     """
     _check_tensors(q, k, v, pair, rowptr, key)
-    heads = _check_weights(
-        q.size(1), pair_weight, pair_bias, score_weight, out_weight, out_bias, scale, shift
-    )
+    _check_weights(q.size(1), pair_weight, pair_bias, score_weight, out_weight, out_bias, scale, shift)
     drop, pair_drop = _check_options(activation, clamp, dropout, pair_dropout, seed, sqrt_floor, chunk_bytes)
     work = torch.float64 if q.dtype == torch.float64 else torch.float32
     if chunk_bytes is None:
         chunk_bytes = CPU_BYTES if q.device.type == "cpu" else DEVICE_BYTES
     rows = max(1, chunk_bytes // (2 * q.size(1) * work.itemsize))
-    with torch.autocast(q.device.type, enabled=False):
-        fold = _folded(pair_weight.to(work), pair_bias.to(work), heads, scale, shift)
-        # The identity takes channels from one order to the other, so it too is a matrix.
-        last = pair_weight.new_ones(q.size(1)).diag() if out_weight is None else out_weight
-        ends = [x.to(work) for x in (shift, out_bias) if x is not None]
-        value, relation, updated, moments, _ = _attention(
-            *(_heads_last(x.to(work), heads) for x in (q, k, v)),
-            pair.to(work),
-            rowptr,
-            key,
-            *fold,
-            score_weight.to(work),
-            _heads_last(last.to(work), heads),
-            None if scale is None else scale.to(work),
-            sum(ends[1:], ends[0]) if ends else None,
-            seed,
-            update,
-            activation == "relu",
-            math.inf if clamp is None else clamp,
-            drop,
-            pair_drop,
-            sqrt_floor,
-            rows,
-        )
-    value, relation = (_heads_first(x, heads).to(q.dtype) for x in (value, relation))
+    settings = (update, activation == "relu", math.inf if clamp is None else clamp, drop, pair_drop)
+    value, relation, updated, moments, _ = _attention(
+        *(x.to(work) for x in (q, k, v, pair)),
+        rowptr,
+        key,
+        *(x.to(work) for x in (pair_weight, pair_bias, score_weight)),
+        *(None if x is None else x.to(work) for x in (out_weight, out_bias, scale, shift)),
+        seed,
+        [float(number) for number in (*settings, sqrt_floor, rows)],
+    )
+    value, relation = value.to(q.dtype), relation.to(q.dtype)
     return RelativeAttention(value, relation, updated if update else None, moments if update else None)
-
-
-def _heads_last(x: Tensor, heads: int) -> Tensor:
-    """Reorders columns from (head, channel) to (channel, head)."""
-    return x.view(x.size(0), heads, x.size(1) // heads).transpose(1, 2).reshape(x.shape)
-
-
-def _heads_first(x: Tensor, heads: int) -> Tensor:
-    return x.view(x.size(0), x.size(1) // heads, heads).transpose(1, 2).reshape(x.shape)
-
-
-def _folded(
-    weight: Tensor, bias: Tensor, heads: int, scale: Tensor | None, shift: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Returns the projection of ``pair`` itself, rows in the order ({w, b}, channel of a head, head)."""
-    width = weight.size(1)
-    weight = weight.view(heads, 2, -1, width).permute(1, 2, 0, 3).reshape(2 * width, width)
-    bias = bias.view(heads, 2, -1).permute(1, 2, 0).reshape(2 * width)
-    if shift is not None:
-        bias = torch.addmv(bias, weight, shift.to(weight.dtype))
-    return (weight if scale is None else weight * scale.to(weight.dtype)), bias
 
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor, pair: Tensor, rowptr: Tensor, key: Tensor) -> None:
@@ -189,8 +153,7 @@ def _check_weights(
     out_bias: Tensor | None,
     scale: Tensor | None,
     shift: Tensor | None,
-) -> int:
-    """Returns the number of heads."""
+) -> None:
     if score_weight.dim() != 2 or score_weight.numel() != width or width == 0:
         raise ValueError(
             f"score_weight has shape {tuple(score_weight.shape)}; it must be [c, H] with c H = {width} > 0"
@@ -207,7 +170,6 @@ def _check_weights(
     ):
         if x is not None and x.shape != shape:
             raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be {shape}")
-    return score_weight.size(1)
 
 
 def _check_options(
@@ -238,6 +200,28 @@ def _check_options(
     return drop, pair_drop
 
 
+def _forward(engine: Any, given: Arguments, options: Options) -> tuple[Tensor, ...]:
+    with torch.autocast(given.q.device.type, enabled=False):
+        value, relation, *rest = engine.attend(arrange(given, engine.reorder), options)
+        heads = given.score_weight.size(1)
+        return engine.reorder(value, heads, True), engine.reorder(relation, heads, True), *rest
+
+
+def _differentiate(engine: Any, given: Arguments, out: Outcome, options: Options) -> list[Tensor]:
+    heads = given.score_weight.size(1)
+
+    def turned(x: Tensor | None) -> Any:
+        return None if x is None else engine.reorder(x, heads, False)
+
+    with torch.autocast(given.q.device.type, enabled=False):
+        sums = (turned(out.value), turned(out.relation))
+        grads = (turned(out.grad_value), turned(out.grad_relation))
+        out = Outcome(*sums, out.updated, out.lse, *grads, out.grad_updated, out.grad_moments)
+        return collect(
+            given, engine.attend_grad(arrange(given, engine.reorder), out, options), engine.reorder
+        )
+
+
 @torch.library.custom_op("graphkit::relative_attention", mutates_args=())
 def _attention(
     q: Tensor,
@@ -249,59 +233,50 @@ def _attention(
     pair_weight: Tensor,
     pair_bias: Tensor,
     score_weight: Tensor,
-    out_weight: Tensor,
+    out_weight: Tensor | None,
+    out_bias: Tensor | None,
     scale: Tensor | None,
     shift: Tensor | None,
     seed: Tensor | None,
-    update: bool,
-    rectify: bool,
-    bound: float,
-    drop: int,
-    pair_drop: int,
-    sqrt_floor: float,
-    rows: int,
+    settings: Sequence[float],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    inputs = Inputs(
-        q, k, v, pair, rowptr, key, pair_weight, pair_bias, score_weight, out_weight, scale, shift, seed
-    )
-    with torch.autocast(q.device.type, enabled=False):
-        return plain.attend(inputs, Options(update, rectify, bound, drop, pair_drop, sqrt_floor, rows))
+    weights = (pair_weight, pair_bias, score_weight, out_weight, out_bias)
+    given = Arguments(q, k, v, pair, rowptr, key, *weights, scale, shift, seed)
+    value, relation, updated, moments, lse = _forward(plain, given, Options.of(settings))
+    return value, relation, updated, moments, lse
 
 
 @_attention.register_kernel("cpu")
 def _attention_cpu(*args: Any) -> tuple[Tensor, ...]:
     from graphkit.kernels import _relative_attention_cpu as cpu
 
-    count = len(Inputs._fields)
-    with torch.autocast("cpu", enabled=False):
-        return cpu.attend(Inputs(*args[:count]), Options(*args[count:]))
+    return _forward(cpu, Arguments(*args[:-1]), Options.of(args[-1]))
 
 
 @_attention.register_fake
 def _attention_fake(*args: Any) -> tuple[Tensor, ...]:
-    count = len(Inputs._fields)
-    inputs, options = Inputs(*args[:count]), Options(*args[count:])
-    q, pair = inputs.q, inputs.pair
+    given, options = Arguments(*args[:-1]), Options.of(args[-1])
+    q, pair = given.q, given.pair
     rows, two = (pair.size(0), 2) if options.update else (0, 0)
     return (
         q.new_empty(q.shape),
         q.new_empty(q.shape),
         pair.new_empty(rows, pair.size(1)),
         q.new_empty(two, q.size(1), dtype=torch.float64),
-        q.new_empty(q.size(0), inputs.score_weight.size(1)),
+        q.new_empty(q.size(0), given.score_weight.size(1)),
     )
 
 
 @torch.library.custom_op("graphkit::relative_attention_grad", mutates_args=())
 def _attention_grad(
-    grad_value: Tensor | None,
-    grad_relation: Tensor | None,
-    grad_updated: Tensor | None,
-    grad_moments: Tensor | None,
     value: Tensor,
     relation: Tensor,
     updated: Tensor,
     lse: Tensor,
+    grad_value: Tensor | None,
+    grad_relation: Tensor | None,
+    grad_updated: Tensor | None,
+    grad_moments: Tensor | None,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -311,67 +286,53 @@ def _attention_grad(
     pair_weight: Tensor,
     pair_bias: Tensor,
     score_weight: Tensor,
-    out_weight: Tensor,
+    out_weight: Tensor | None,
+    out_bias: Tensor | None,
     scale: Tensor | None,
     shift: Tensor | None,
     seed: Tensor | None,
-    update: bool,
-    rectify: bool,
-    bound: float,
-    drop: int,
-    pair_drop: int,
-    sqrt_floor: float,
-    rows: int,
+    settings: Sequence[float],
 ) -> list[Tensor]:
     out = Outcome(value, relation, updated, lse, grad_value, grad_relation, grad_updated, grad_moments)
-    inputs = Inputs(
-        q, k, v, pair, rowptr, key, pair_weight, pair_bias, score_weight, out_weight, scale, shift, seed
-    )
-    options = Options(update, rectify, bound, drop, pair_drop, sqrt_floor, rows)
-    with torch.autocast(q.device.type, enabled=False):
-        return list(plain.attend_grad(inputs, out, options))
+    weights = (pair_weight, pair_bias, score_weight, out_weight, out_bias)
+    given = Arguments(q, k, v, pair, rowptr, key, *weights, scale, shift, seed)
+    return _differentiate(plain, given, out, Options.of(settings))
 
 
 @_attention_grad.register_kernel("cpu")
 def _attention_grad_cpu(*args: Any) -> list[Tensor]:
     from graphkit.kernels import _relative_attention_cpu as cpu
 
-    grads, outputs, rest = args[:4], args[4:8], args[8:]
-    count = len(Inputs._fields)
-    with torch.autocast("cpu", enabled=False):
-        out = Outcome(*outputs, *grads)
-        return list(cpu.attend_grad(Inputs(*rest[:count]), out, Options(*rest[count:])))
+    return _differentiate(cpu, Arguments(*args[8:-1]), Outcome(*args[:8]), Options.of(args[-1]))
 
 
 @_attention_grad.register_fake
 def _attention_grad_fake(*args: Any) -> list[Tensor]:
-    inputs = Inputs(*args[8 : 8 + len(Inputs._fields)])
-    return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in plain.zero_gradients(inputs)]
+    given = Arguments(*args[8:-1])
+    nothing = given.q.new_empty(0)
+    known = (*given[:4], *given[6:13])
+    return [nothing.clone() if x is None else x.new_empty(x.shape) for x in known]
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    count = len(Inputs._fields)
-    ctx.options = inputs[count:]
+    *tensors, ctx.settings = inputs
     value, relation, updated, _, lse = output
-    ctx.save_for_backward(value, relation, updated, lse, *inputs[:count])
+    ctx.save_for_backward(value, relation, updated, lse, *tensors)
     ctx.mark_non_differentiable(lse)
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    saved, options = ctx.saved_tensors, ctx.options
-    nothing = (None,) * (len(Inputs._fields) + len(Options._fields))
-    update = Options(*options).update
-    given = (*grads[:2], *(grads[2:4] if update else (None, None)))
+    saved, wanted = ctx.saved_tensors, ctx.needs_input_grad
+    options = Options.of(ctx.settings)
+    given = (*grads[:2], *(grads[2:4] if options.update else (None, None)))
     if all(g is None for g in given):
-        return nothing
-    q, k, v, pair, weight, bias, score, out_weight, scale, shift = _attention_grad(*given, *saved, *options)
-    wanted = ctx.needs_input_grad
-    through = given[2] is not None or given[3] is not None
-    every = (q, k, v, pair, None, None, weight, bias, score, out_weight, scale, shift, None)
-    late = {9, 10, 11}  # what only the new pairs depend on
-    found = (g if wanted[k] and (through or k not in late) else None for k, g in enumerate(every))
-    return (*found, *nothing[len(every) :])
+        return (None,) * len(wanted)
+    found = _attention_grad(*saved[:4], *given, *saved[4:], ctx.settings)
+    every = [*found[:4], None, None, *found[4:], None, None]
+    if given[2] is None and given[3] is None:
+        every[9] = every[10] = None  # the last linear map: only the new pairs depend on it
+    return tuple(g if needed else None for g, needed in zip(every, wanted, strict=True))
 
 
 _attention.register_autograd(_backward, setup_context=_setup)

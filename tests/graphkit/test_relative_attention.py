@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from graphkit.kernels import _relative_attention_cpu as compiled
 from graphkit.kernels import _relative_attention_torch as plain
+from graphkit.kernels._relative_attention_layout import Arguments, Options, Outcome, arrange
 from graphkit.kernels.dropout import LEVELS, keep_mask
 from graphkit.kernels.relative_attention import RelativeAttention, relative_attention
 
@@ -142,11 +143,11 @@ def assert_same(c: Case, rtol: float = 1e-9, **options: Any) -> None:
         torch.testing.assert_close(found_grads[name], grad, rtol=rtol, atol=rtol * (1 + size), msg=name)
 
 
-def inputs(c: Case, x: dict[str, Tensor], seed: Tensor) -> plain.Inputs:
+def arguments(c: Case, x: dict[str, Tensor], seed: int) -> Arguments:
     """What the operation itself takes."""
     first = [x[name] for name in ("q", "k", "v", "pair")]
-    names = ("pair_weight", "pair_bias", "score_weight", "out_weight", "scale", "shift")
-    return plain.Inputs(*first, c.rowptr, c.key, *(x[name] for name in names), seed)
+    names = ("pair_weight", "pair_bias", "score_weight", "out_weight", "out_bias", "scale", "shift")
+    return Arguments(*first, c.rowptr, c.key, *(x[name] for name in names), torch.tensor([seed]))
 
 
 @pytest.fixture
@@ -215,15 +216,15 @@ def test_any_subset_of_the_results_may_have_gradients(kept: tuple[int, ...]) -> 
 def test_compiled_loops_and_torch_operations_agree(dtype: torch.dtype, heads: int) -> None:
     """With dropout of both kinds, in chunks that are cut otherwise; a rate of 1 drops everything."""
     c = case(heads=heads, channels=6, sparse=True, dtype=dtype)
-    args = inputs(c, c.tensors, torch.tensor([-7]))
+    args = arrange(arguments(c, c.tensors, -7), plain.reorder)
     for rates in ((0.2, 0.3), (1.0, 1.0)):
         drops = [round(rate * LEVELS) for rate in rates]
         found: list[list[Tensor]] = []
         for rows, module in ((3, plain), (1000, plain), (5, compiled)):
-            options = plain.Options(True, True, 5.0, *drops, 1e-3, rows)
+            options = Options(True, True, 5.0, *drops, 1e-3, rows)
             value, relation, updated, moments, lse = module.attend(args, options)
             grads = (value.cos(), relation.cos(), updated.cos(), (moments / 100).cos())
-            outcome = plain.Outcome(value, relation, updated, lse, *grads)
+            outcome = Outcome(value, relation, updated, lse, *grads)
             found.append([value, relation, updated, moments, lse])
             found[-1] += module.attend_grad(args, outcome, options)
         tolerance = 1e-10 if dtype == torch.float64 else 1e-3
@@ -404,7 +405,8 @@ def test_nothing_of_the_size_of_the_pairs_is_kept_but_their_features() -> None:
 @pytest.mark.parametrize("update", [True, False])
 def test_the_op_is_registered_as_torch_expects(update: bool) -> None:
     c = case(nodes=5, heads=2)
-    args = (*inputs(c, c.leaves(), torch.tensor([3])), *plain.Options(update, True, 5.0, 6000, 0, 1e-2, 7))
+    settings = [float(number) for number in Options(update, True, 5.0, 6000, 0, 1e-2, 7)]
+    args = (*arguments(c, c.leaves(), 3), settings)
     torch.library.opcheck(torch.ops.graphkit.relative_attention.default, args)
 
 
