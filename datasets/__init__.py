@@ -9,10 +9,14 @@ if __name__ != "graphkit.datasets":
 
 # Imports below register what they define; keep them sorted.
 from graphkit.datasets import (
+    algebra,
     builtin,
+    clutrr,
     csl,
     custom,
     digit_graphs,
+    graphlog,
+    inductive_kg,
     nci,
     ogb,
     ogb_graphs,
@@ -22,16 +26,21 @@ from graphkit.datasets import (
     peptides,
     planetoid,
     pyg_graphs,
+    reasoning,
     smiles_csv,
     tu,
     zinc,
 )
 
 __all__ = [
+    "algebra",
     "builtin",
+    "clutrr",
     "csl",
     "custom",
     "digit_graphs",
+    "graphlog",
+    "inductive_kg",
     "nci",
     "ogb",
     "ogb_graphs",
@@ -41,6 +50,7 @@ __all__ = [
     "peptides",
     "planetoid",
     "pyg_graphs",
+    "reasoning",
     "smiles_csv",
     "tu",
     "zinc",

@@ -1,4 +1,4 @@
-"""The command line: train · evaluate · predict · reproduce · partition · list · show.
+"""The command line: train · evaluate · predict · reproduce · partition · generate · list · show.
 
 ``scripts/train.py ...`` and ``graphkit train ...`` are the same. A bad input ends with one line on standard
 error and exit code 2; ``--debug`` before or after the command shows the traceback as well.
@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "run recipes over their seeds and compare with published results",
     ),
     "partition": ("graphkit.commands.partition", "order a graph's nodes for compressed embeddings"),
+    "generate": ("graphkit.commands.generate", "write reasoning problems in the published form"),
     "list": ("graphkit.commands.catalogue", "tables of models, data sets and recipes"),
     "show": ("graphkit.commands.catalogue", "parameters, recipes and results of one name"),
     "readme": ("graphkit.commands.readme", "bring the README's tables up to date"),

@@ -10,6 +10,7 @@ A recipe holds the values that differ from the defaults, in the sections of a ru
     expected:
       metric: hits@100
       paper: {mean: 89.05, std: 0.96, seeds: 10, source: ...}     # comparable: false if its protocol differs
+      also: ["accuracy@*"]   further test metrics that are recorded with ours, by pattern
       ours: {...}            written by ``reproduce --record``
 
 A file ``DATASET@VARIANT.yaml`` holds what a variant does otherwise than ``DATASET.yaml``, and its own

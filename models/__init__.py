@@ -8,6 +8,7 @@ if __name__ != "graphkit.models":
     )
 
 # Imports below register what they define; keep them sorted.
+from graphkit.models.epignn import Composition, EpiGNN, EpistemicPropagation, MLPComposition
 from graphkit.models.fingerprint import Fingerprint
 from graphkit.models.gae import GAE
 from graphkit.models.gat import GAT
@@ -19,6 +20,7 @@ from graphkit.models.graph_gin import GraphGIN
 from graphkit.models.grit import GRIT, RRWP, GRITLayer
 from graphkit.models.heuristics import AdamicAdar, CommonNeighbors, ResourceAllocation
 from graphkit.models.mlp import MLP
+from graphkit.models.nbfnet import NBFNet
 from graphkit.models.ncn import NCN, NCNPredictor
 from graphkit.models.ncn_ablation import NCNAblation
 from graphkit.models.ncnc import NCNC, NCNCPredictor
@@ -39,11 +41,16 @@ __all__ = [
     "TTGNN",
     "AdamicAdar",
     "CommonNeighbors",
+    "Composition",
+    "EpiGNN",
+    "EpistemicPropagation",
     "Fingerprint",
     "GRITLayer",
     "GatedGCN",
     "GraphGCN",
     "GraphGIN",
+    "MLPComposition",
+    "NBFNet",
     "NCNAblation",
     "NCNCPredictor",
     "NCNPredictor",

@@ -46,6 +46,12 @@ SPECS = {
     "cifar10-superpixels": DataSpec(out_channels=10, in_channels=5, edge_channels=1),
     "pattern": DataSpec(out_channels=1, in_channels=3),
     "cluster": DataSpec(out_channels=6, in_channels=7),
+    "rcc8": DataSpec(num_relations=8),
+    "interval": DataSpec(num_relations=13),
+    "clutrr": DataSpec(num_relations=20),
+    "wn18rr-v1": DataSpec(num_relations=9),
+    "wn18rr-v2": DataSpec(num_relations=10),
+    "fb15k237-v1": DataSpec(num_relations=180),
 }
 """Sizes of the data sets that have recipes; a new one needs a row."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import logging
 import math
 import statistics
@@ -101,6 +102,9 @@ def record(
     if not recipe.expected:
         text += f"\nexpected:\n  metric: {results[0].metric}"
     ours = _measured(results, command)
+    also = _also(results, recipe.expected.get("also", ()))
+    if also:
+        ours["also"] = also
     if curve:
         scale = display_scale(results[0].metric)
         ours["curve"] = {epoch: round(scale * value, 4) for epoch, value in curve.items()}
@@ -130,6 +134,13 @@ def _measured(results: Sequence[Result], command: str) -> dict[str, Any]:
         "versions": {key: results[0].versions.get(key) for key in ("python", "torch", "torch_geometric")},
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def _also(results: Sequence[Result], patterns: Sequence[str]) -> dict[str, str]:
+    """Returns further test metrics, those whose names match a pattern: mean and deviation as shown."""
+    summary = aggregate([r.to_dict() for r in results])["test"]
+    chosen = [name for name in summary if any(fnmatch.fnmatchcase(name, p) for p in patterns)]
+    return {name: figure(*(display_scale(name) * value for value in summary[name])) for name in chosen}
 
 
 def _results(recipe: Recipe, seeds: Sequence[int], options: Any) -> list[Result]:

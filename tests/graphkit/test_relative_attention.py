@@ -145,14 +145,12 @@ def assert_same(c: Case, rtol: float = 1e-9, **options: Any) -> None:
 
 def arguments(c: Case, x: dict[str, Tensor], seed: int) -> Arguments:
     """What the operation itself takes."""
-    first = [x[name] for name in ("q", "k", "v", "pair")]
-    names = ("pair_weight", "pair_bias", "score_weight", "out_weight", "out_bias", "scale", "shift")
-    return Arguments(*first, c.rowptr, c.key, *(x[name] for name in names), torch.tensor([seed]))
+    given = {**x, "rowptr": c.rowptr, "key": c.key, "seed": torch.tensor([seed])}
+    return Arguments(**{name: given[name] for name in Arguments._fields})
 
 
 @pytest.fixture
 def threads() -> Iterator[None]:
-    """Puts torch's number of threads back."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
