@@ -30,6 +30,7 @@ from torch.nn import functional as F
 
 from graphkit.kernels.random_walks import random_walk_diagonal
 from graphkit.nn.checks import require_positive, require_rate
+from graphkit.nn.conv import SafeBatchNorm
 from graphkit.nn.dropout import DropoutReLU, FastDropout
 from graphkit.nn.features import EdgeFeatures, Init, NodeFeatures
 from graphkit.nn.graph_conv import EdgeConv, EdgeRows, EdgeStates, make_norm
@@ -127,8 +128,12 @@ class GraphModel(nn.Module):
         self.node_features = NodeFeatures(
             d, in_channels=in_channels, categories=node_categories, init=feature_init
         )
-        # Unscaled: of rare rings a norm would make values beyond all that training saw.
-        self.walks = nn.Linear(walk_steps, d) if walk_steps else None
+        # The floor of the deviation, 0.1, bounds values to 10: rare rings would otherwise become enormous.
+        self.walks = (
+            nn.Sequential(SafeBatchNorm(walk_steps, eps=0.01), nn.Linear(walk_steps, d))
+            if walk_steps
+            else None
+        )
         self.edge_kinds = _EdgeKinds(edge_categories)
         encoders = 1 if shared_edges or self.carries_edges else num_layers
         self.edge_features = nn.ModuleList(
