@@ -35,7 +35,7 @@ def aggregate(results: Sequence[Mapping[str, Any]]) -> Summary:
         results: The runs' ``result.json``.
 
     Returns:
-        By split and metric. The deviation of a single run is NaN.
+        By split and metric, those that all runs have. The deviation of a single run is NaN.
 
     Raises:
         UserError: No run, one seed twice, or runs of different models, data sets or metrics.
@@ -52,7 +52,7 @@ def aggregate(results: Sequence[Mapping[str, Any]]) -> Summary:
         raise UserError(f"seed {twice[0]} is there {seeds.count(twice[0])} times; each seed counts once")
     summary: Summary = {}
     for split in ("valid", "test"):
-        names = list(results[0][split])
+        names = [name for name in results[0][split] if all(name in result[split] for result in results)]
         summary[split] = {}
         for name in names:
             values = torch.tensor([float(result[split][name]) for result in results], dtype=torch.float64)

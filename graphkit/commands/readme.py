@@ -14,7 +14,9 @@ from graphkit.recipes import all_recipes
 from graphkit.registry import DATASETS, MODELS
 from graphkit.report import figure, format_table, published
 
-__all__ = ["readme", "results_table", "zoo_table"]
+__all__ = ["also_table", "cells_table", "readme", "results_table", "zoo_table"]
+
+_CELL = re.compile(r"accuracy@k(\d+)(?:b(\d+))?")  # by path length and number of paths
 
 
 def readme(argv: Sequence[str]) -> int:
@@ -29,8 +31,9 @@ def readme(argv: Sequence[str]) -> int:
     except OSError as error:
         raise UserError(f"can't read {path}: {error}") from error
     current = text
-    for name, table in (("models", zoo_table()), ("datasets", dataset_table()), ("results", results_table())):
-        current = _between(current, name, table)
+    tables = {"models": zoo_table, "datasets": dataset_table, "results": results_table}
+    for name, table in {**tables, "cells": cells_table, "also": also_table}.items():
+        current = _between(current, name, table())
     if current == text:
         return 0
     if options.check:
@@ -88,6 +91,31 @@ def results_table() -> str:
                 "commit": ", ".join(ours["commit"]) if ours else "-",
             }
         )
+    return format_table(rows, style="markdown")
+
+
+def cells_table() -> str:
+    """Returns accuracy by path length k and number of paths b, of recipes that record it."""
+    rows: dict[tuple[str, int], dict[str, str]] = {}
+    for recipe in all_recipes():
+        for name, value in recipe.expected.get("ours", {}).get("also", {}).items():
+            cell = _CELL.fullmatch(name)
+            if cell is not None:
+                row = rows.setdefault(
+                    (recipe.name, int(cell[1])), {"recipe": f"`{recipe.name}`", "k": cell[1]}
+                )
+                row[f"b = {cell[2]}" if cell[2] else "any b"] = value
+    return format_table(list(rows.values()), style="markdown")
+
+
+def also_table() -> str:
+    """Returns the further test metrics of recipes that record some, but for accuracy by cell."""
+    rows = []
+    for recipe in all_recipes():
+        also = recipe.expected.get("ours", {}).get("also", {})
+        rest = {name: value for name, value in also.items() if not _CELL.fullmatch(name)}
+        if rest:
+            rows.append({"recipe": f"`{recipe.name}`", **rest})
     return format_table(rows, style="markdown")
 
 

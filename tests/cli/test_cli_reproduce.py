@@ -32,7 +32,7 @@ TINY = {
 def tiny_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A recipe of two short runs in place of all others; returns its file."""
     paper = {"mean": 1.0, "std": 0.5, "seeds": 2, "source": "nowhere"}
-    expected = {"metric": "hits@100", "paper": paper}
+    expected = {"metric": "hits@100", "paper": paper, "also": ["mrr", "hits@5*"]}
     recipe = Recipe("ncn", "digits", TINY, seeds=2, expected=expected)
     path = tmp_path / "digits.yaml"
     path.write_text(yaml.safe_dump({**TINY, "seeds": 2, "expected": expected}, sort_keys=False))
@@ -79,6 +79,8 @@ def test_reproduce_records_its_result_in_the_recipe(call: Call, tmp_path: Path, 
     assert list(ours["curve"]) == [1, 2]
     assert all(0 <= value <= 100 for value in ours["curve"].values())
     assert sorted(ours["per_seed"]) == sorted(round(100 * r["test"]["hits@100"], 4) for r in results)
+    assert set(ours["also"]) == {"mrr", "hits@50"}
+    assert all(re.fullmatch(r"[\d.]+ ± [\d.]+", value) for value in ours["also"].values())
     assert "reproduce.py ncn/digits" in ours["command"]
     assert content["expected"]["paper"]["mean"] == 1.0
     assert {key: content[key] for key in TINY} == TINY

@@ -28,6 +28,12 @@ def test_deviation_is_unbiased():
     assert math.isnan(aggregate([result(0, 0.5)])["valid"]["mrr"][1])
 
 
+def test_metrics_that_some_runs_lack_are_left_out():
+    lacking = result(1, 0.2, test={"mrr": 0.1})
+    assert list(aggregate([result(0, 0.1), lacking])["test"]) == ["mrr"]
+    assert list(aggregate([lacking, result(0, 0.1)])["test"]) == ["mrr"]
+
+
 def test_what_cannot_be_averaged():
     with pytest.raises(UserError, match="no result"):
         aggregate([])
