@@ -102,8 +102,8 @@ class OGBEvaluator:
         metric: The deciding key of the result: ``"acc"``, ``"rocauc"``, ``"ap"``, ``"rmse"`` or ``"F1"``.
 
     Raises:
-        UserError: Unknown name. When called: nothing to evaluate, non-finite predictions, or shapes that
-            don't belong together.
+        UserError: Unknown name. When called: nothing to evaluate, non-finite predictions, shapes that don't
+            belong together, or (``rocauc``, ``ap``) no label with both positives and negatives.
     """
 
     def __init__(self, name: str) -> None:
@@ -126,6 +126,8 @@ class OGBEvaluator:
         predictions = predictions[:, None] if predictions.dim() == 1 else predictions
         if predictions.shape != y.shape:
             raise UserError(f"predictions have shape {list(predictions.shape)}, the truth {list(y.shape)}")
+        if self.metric in ("rocauc", "ap") and not ((y == 1).any(0) & (y == 0).any(0)).any():
+            raise UserError("there is nothing to rank: no label of this split has both positives and negatives")
         result = self._evaluator.eval({"y_pred": predictions, "y_true": y})
         return {key: float(value) for key, value in result.items()}
 

@@ -97,6 +97,8 @@ def test_nodes_and_graphs_as_ogb() -> None:
 
 def test_nodes_and_graphs_refused() -> None:
     hiv = OGBEvaluator("ogbg-molhiv")
+    with pytest.raises(UserError, match="no label of this split has both positives and negatives"):
+        hiv(torch.randn(4, 1), torch.tensor([[1.0], [1.0], [math.nan], [1.0]]))
     with pytest.raises(UserError, match="1 of 4 predictions aren't finite"):
         hiv(torch.tensor([[0.0], [1], [math.nan], [2]]), torch.tensor([[0], [1], [1], [0]]))
     with pytest.raises(UserError, match="the split is empty"):
