@@ -127,7 +127,9 @@ class OGBEvaluator:
         if predictions.shape != y.shape:
             raise UserError(f"predictions have shape {list(predictions.shape)}, the truth {list(y.shape)}")
         if self.metric in ("rocauc", "ap") and not ((y == 1).any(0) & (y == 0).any(0)).any():
-            raise UserError("there is nothing to rank: no label of this split has both positives and negatives")
+            raise UserError(
+                "there is nothing to rank: no label of this split has both positives and negatives"
+            )
         result = self._evaluator.eval({"y_pred": predictions, "y_true": y})
         return {key: float(value) for key, value in result.items()}
 
