@@ -1,4 +1,4 @@
-"""The command line: train · evaluate · predict · reproduce · partition · generate · list · show.
+"""The command line: train · evaluate · predict · reproduce · partition · generate · extract · list · show.
 
 ``scripts/train.py ...`` and ``graphkit train ...`` are the same. A bad input ends with one line on standard
 error and exit code 2; ``--debug`` before or after the command shows the traceback as well.
@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "partition": ("graphkit.commands.partition", "order a graph's nodes for compressed embeddings"),
     "generate": ("graphkit.commands.generate", "write reasoning problems in the published form"),
+    "extract": ("graphkit.commands.extract", "write questions with their subgraphs"),
     "list": ("graphkit.commands.catalogue", "tables of models, data sets and recipes"),
     "show": ("graphkit.commands.catalogue", "parameters, recipes and results of one name"),
     "readme": ("graphkit.commands.readme", "bring the README's tables up to date"),

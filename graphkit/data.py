@@ -55,6 +55,7 @@ class DataSpec:
         node_categories: Categories of each column of an integer ``x``; ``in_channels`` is ``None`` then.
         edge_categories: Categories of each column of an integer ``edge_attr``.
         edge_channels: Width of a floating-point ``edge_attr``; ``None`` if edges have none.
+        text_channels: Width of encoded texts; set by a task that encodes them.
     """
 
     num_nodes: int | None = None
@@ -65,6 +66,7 @@ class DataSpec:
     node_categories: tuple[int, ...] | None = None
     edge_categories: tuple[int, ...] | None = None
     edge_channels: int | None = None
+    text_channels: int | None = None
 
     def offered(self) -> dict[str, Any]:
         """Returns every size by name, for a model to pick from."""
@@ -98,6 +100,12 @@ class Benchmark:
         smiles: The molecule that each graph is, where it is one.
         from_smiles: Turns a molecule into a graph with the features of this data set; raises
             :class:`~graphkit.errors.UserError` for what is none.
+        questions: The words of each question, question answering. ``data`` holds the rest of them as
+            :class:`~graphkit.questions.QuestionSet`; ``node_names`` and ``target_names`` name entities and
+            relations.
+        question_texts: What a model reads for each question, if that isn't the question as asked: its words
+            with ``info["mask"]`` in place of the entities that it names.
+        target_texts: The words that stand for each target or relation, where its name isn't made of words.
     """
 
     name: str
@@ -116,6 +124,9 @@ class Benchmark:
     target_names: Sequence[str] | None = None
     smiles: Sequence[str] | None = None
     from_smiles: Callable[[str], Data] | None = None
+    questions: Sequence[str] | None = None
+    question_texts: Sequence[str] | None = None
+    target_texts: Sequence[str] | None = None
 
     @cached_property
     def fingerprint(self) -> str:

@@ -132,7 +132,9 @@ def build(
         if isinstance(error, UserError):
             raise
         raise UserError(f"task '{config.task_name}': {error}") from error
+    task.cache_folder = Path(data_root)
     model = build_model(config, benchmark.spec)
+    task.prepare(model)
     if orders:
         folder = Path(data_root) / "orders"
         place_embeddings(model, benchmark, config.seed, folder, task.rows)

@@ -101,6 +101,20 @@ class Predictor:
         values: Tensor = method(self.model, several)
         return values
 
+    def answer(self, question: str, *, entities: Sequence[str] | None = None, top: int = 10) -> Any:
+        """Answers a question in words; see :meth:`graphkit.tasks.kgqa.KgqaTask.answer`.
+
+        Args:
+            question: What is asked.
+            entities: Names of those that it is about; found in its words by default.
+            top: Answers at most.
+
+        Raises:
+            UserError: Not a model of questions, or a question that names nothing known.
+        """
+        method = self._task_method("answer", "answer questions")
+        return method(self.model, question, entities=entities, top=top)
+
     def node_names(self) -> list[str] | None:
         """Returns the names of a graph that came with names instead of ids."""
         names = self.benchmark.node_names

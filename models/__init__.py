@@ -24,6 +24,7 @@ from graphkit.models.nbfnet import NBFNet
 from graphkit.models.ncn import NCN, NCNPredictor
 from graphkit.models.ncn_ablation import NCNAblation
 from graphkit.models.ncnc import NCNC, NCNCPredictor
+from graphkit.models.rearev import ReaRev
 from graphkit.models.sage import SAGE
 from graphkit.models.tt_gnn import TTGNN
 
@@ -54,5 +55,6 @@ __all__ = [
     "NCNAblation",
     "NCNCPredictor",
     "NCNPredictor",
+    "ReaRev",
     "ResourceAllocation",
 ]

@@ -15,7 +15,7 @@ PACKAGES = {"graphkit": "graphkit", "models": "graphkit.models", "datasets": "gr
 # What the zoo's two packages may take from the framework, beside their own modules.
 BASE = (
     *("nn", "kernels", "sparse", "registry", "data", "sampling", "errors", "evaluation", "compat", "files"),
-    *("tables", "mapped", "graphs", "chem"),
+    *("tables", "mapped", "graphs", "chem", "incomplete", "ppr", "questions"),
 )
 ZOO = ("graphkit.models", "graphkit.datasets")
 

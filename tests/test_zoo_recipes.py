@@ -52,6 +52,8 @@ SPECS = {
     "wn18rr-v1": DataSpec(num_relations=9),
     "wn18rr-v2": DataSpec(num_relations=10),
     "fb15k237-v1": DataSpec(num_relations=180),
+    "countries": DataSpec(num_relations=8, text_channels=256),
+    "metaqa-3": DataSpec(num_relations=9, text_channels=384),
 }
 """Sizes of the data sets that have recipes; a new one needs a row."""
 

@@ -43,7 +43,7 @@ def predict(argv: Sequence[str]) -> int:
     """Predicts with a run's best weights, in the form that its task gives; returns the exit code."""
     options = _predict_parser(TASKS.names()).parse_known_args(argv)[0]
     run = Run.open(options.run)
-    options = _predict_parser([run.config.task_name]).parse_args(argv)
+    options = _predict_parser([run.config.task_name]).parse_intermixed_args(argv)
     predictor = load(run.folder, data_root=options.data_root, device=options.device)
     header, rows = predictor.task.predict(predictor.model, options)
     table = io.StringIO()

@@ -8,10 +8,12 @@ from graphkit.evaluation.graph import (
     rmse,
     roc_auc,
 )
+from graphkit.evaluation.kgqa import KgqaEvaluator, rescore
 from graphkit.evaluation.metrics import LinkEvaluator, NodeEvaluator, accuracy, auc, hits_at_k, mrr
 
 __all__ = [
     "GraphEvaluator",
+    "KgqaEvaluator",
     "LinkEvaluator",
     "NodeEvaluator",
     "accuracy",
@@ -21,6 +23,7 @@ __all__ = [
     "hits_at_k",
     "mae",
     "mrr",
+    "rescore",
     "rmse",
     "roc_auc",
 ]

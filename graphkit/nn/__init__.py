@@ -21,25 +21,33 @@ from graphkit.nn.embedding import (
     make_embedding,
 )
 from graphkit.nn.encoder import FeatureLinear, GraphEncoder, propagate
+from graphkit.nn.epistemic import Composition, EpistemicPropagation, MLPComposition
+from graphkit.nn.facts import FactPlan, fact_plan
 from graphkit.nn.features import CategoryEmbedding, EdgeFeatures, NodeFeatures
 from graphkit.nn.graph_conv import GatedGCNLayer, GCNEdgeLayer, GINELayer
 from graphkit.nn.graph_model import GraphModel
+from graphkit.nn.instructions import InstructionDecoder, InstructionUpdate
 from graphkit.nn.link import LinkModel, PairPredictor
 from graphkit.nn.node import NodeModel
 from graphkit.nn.node_pairs import NodePairs
 from graphkit.nn.pairs import PairStructure, Rows, pair_structure
 from graphkit.nn.readout import MLPHead, TaperedHead, pool
+from graphkit.nn.reasoning import EntityScore, ReasoningLayer, RelationEmbedding, RelationText
 from graphkit.nn.walks import RRWP, RelativeEncoder, WalkEncoder, WalkEncoding, walk_encoding
 
 __all__ = [
     "RRWP",
     "CategoryEmbedding",
+    "Composition",
     "Conv",
     "DenseEmbedding",
     "DropoutReLU",
     "EdgeFeatures",
     "Embedding",
     "EmbeddingConfig",
+    "EntityScore",
+    "EpistemicPropagation",
+    "FactPlan",
     "FastDropout",
     "FeatureLinear",
     "GATLayer",
@@ -51,8 +59,11 @@ __all__ = [
     "GraphEncoder",
     "GraphModel",
     "HashEmbedding",
+    "InstructionDecoder",
+    "InstructionUpdate",
     "LinearLayer",
     "LinkModel",
+    "MLPComposition",
     "MLPHead",
     "NodeFeatures",
     "NodeModel",
@@ -61,6 +72,9 @@ __all__ = [
     "PairPredictor",
     "PairStructure",
     "QuotientRemainderEmbedding",
+    "ReasoningLayer",
+    "RelationEmbedding",
+    "RelationText",
     "RelativeEncoder",
     "Rows",
     "SAGELayer",
@@ -70,6 +84,7 @@ __all__ = [
     "WalkEncoder",
     "WalkEncoding",
     "dropout_relu",
+    "fact_plan",
     "fast_dropout",
     "fit_to_graph",
     "make_embedding",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -54,6 +55,8 @@ class Task(ABC):
     """Whether :meth:`renumber` is to be called, with an order of the nodes that follows the graph."""
     rows: Adjacency | None = None
     """The graph that messages pass over, where the task has it sorted for others to use."""
+    cache_folder: Path | None = None
+    """Where what takes long to compute may be kept from run to run."""
 
     def __init__(
         self,
@@ -71,6 +74,9 @@ class Task(ABC):
 
     def renumber(self, position: Tensor) -> None:  # noqa: B027 - only for those that want it
         """Takes positions ``[N]`` of the nodes, neighbours near each other."""
+
+    def prepare(self, model: nn.Module) -> None:  # noqa: B027 - only for those that want it
+        """Gives a new model what it takes over from the data, before weights are loaded."""
 
     @abstractmethod
     def check(self, model: nn.Module) -> None:
@@ -120,7 +126,7 @@ class Task(ABC):
     def add_predict_arguments(cls, parser: argparse._ActionsContainer) -> None:
         """Adds the arguments of ``predict`` that are this task's own; by default none.
 
-        None of them may be positional or required: :meth:`predict` says what is missing.
+        None of them may be required, or positional without a default: :meth:`predict` says what is missing.
         """
 
     def predict(self, model: nn.Module, options: argparse.Namespace) -> tuple[list[str], list[list[str]]]:
