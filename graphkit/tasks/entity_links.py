@@ -233,12 +233,14 @@ class EntityIndex:
 def reworded(question: str, mentions: Sequence[Mention], mask: str | None = None) -> str:
     """Returns a question as models read it: without the signs that mark names, ``mask`` in place of these."""
     texts = {part for mention in mentions for part in (mention.text.strip(), mention.name)}
-    for text in sorted(texts - {""}, key=len, reverse=True):
+    ordered = sorted(texts - {""}, key=lambda text: (-len(text), text))
+    for text in ordered:  # all signs first: a mask put in for one spelling would keep those of another
         own = re.escape(text)
         question = re.sub(rf'\[\s*({own})\s*\]|"({own})"|“({own})”', r"\1\2\3", question)
-        if mask is not None:
-            put = mask.replace("\\", r"\\")
-            question = re.sub(rf"(?<!\w){own}(?!\w)", put, question, flags=re.IGNORECASE)
+    if mask is not None:
+        put = mask.replace("\\", r"\\")
+        for text in ordered:
+            question = re.sub(rf"(?<!\w){re.escape(text)}(?!\w)", put, question, flags=re.IGNORECASE)
     return question
 
 
