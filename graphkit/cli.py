@@ -1,15 +1,18 @@
 """The command line: train · evaluate · predict · reproduce · partition · generate · extract · list · show.
 
 ``scripts/train.py ...`` and ``graphkit train ...`` are the same. A bad input ends with one line on standard
-error and exit code 2; ``--debug`` before or after the command shows the traceback as well.
+error and exit code 2; ``--debug`` before or after the command shows the traceback as well. Under torchrun
+``--timeout MINUTES`` says how long a process waits for another one (default 30).
 """
 
 from __future__ import annotations
 
 import errno
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from graphkit.errors import UserError, did_you_mean
 
@@ -45,9 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        return _dispatch(arguments)
+        with _processes(arguments):
+            return _dispatch(arguments)
     except UserError as error:
-        return _complain(str(error), debug)
+        if error.told:
+            return error.exit_code
+        _complain(str(error), debug)
+        return error.exit_code
     except BrokenPipeError:
         # the reader (head, less) has gone; closing stderr keeps the interpreter from complaining at its end
         sys.stderr.close()
@@ -85,6 +92,24 @@ def _dispatch(arguments: list[str]) -> int:
 
     with configured():
         return function(rest)
+
+
+def _processes(arguments: list[str]) -> AbstractContextManager[None]:
+    """Joins the processes of torchrun, if it started this one; takes ``--timeout`` out of the arguments."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return nullcontext()
+    from graphkit.distributed.launch import TIMEOUT_MINUTES, process_group
+
+    minutes = TIMEOUT_MINUTES
+    if "--timeout" in arguments:
+        at = arguments.index("--timeout")
+        given = arguments[at + 1 : at + 2]
+        del arguments[at : at + 2]
+        try:
+            minutes = float(given[0])
+        except (IndexError, ValueError):
+            raise UserError(f"--timeout is {given[0] if given else 'empty'}; it must be minutes") from None
+    return process_group(minutes)
 
 
 def _command(name: str) -> Callable[[list[str]], int]:

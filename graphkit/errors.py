@@ -12,7 +12,14 @@ class UserError(ValueError):
 
     The command line prints the message alone and exits with code 2; with ``--debug`` it shows the
     traceback as well. Library users catch it as a :class:`ValueError`.
+
+    Attributes:
+        exit_code: The program's.
+        told: Another process has shown the same message already.
     """
+
+    exit_code = 2
+    told = False
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from graphkit.config import RunConfig
 from graphkit.data import Benchmark, DataSpec, load_dataset
+from graphkit.distributed.launch import first_ones_first
 from graphkit.environment import rank_and_world
 from graphkit.errors import UserError
 from graphkit.nn.embedding import Embedding, fit_to_graph, order_of
@@ -77,9 +78,11 @@ def pick_device(name: str) -> torch.device:
         UserError: No such device.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type == "cuda" and device.index is None and rank_and_world()[1] > 1:
+            device = torch.device("cuda", torch.cuda.current_device())  # this process's own
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device '{name}' can't be used here: {str(error).splitlines()[0]}") from error
@@ -119,9 +122,10 @@ def build(
         orders: Compute what follows the graph: orders and spectral starts of embeddings, the task's order.
             Not needed where stored weights are loaded next, which hold it.
     """
-    benchmark = load_dataset(
-        config.dataset_name, root=data_root, task=config.task_name, seed=config.seed, **config.data
-    )
+    with first_ones_first():
+        benchmark = load_dataset(
+            config.dataset_name, root=data_root, task=config.task_name, seed=config.seed, **config.data
+        )
     options: dict[str, Any] = dict(config.task)
     batch = config.train.batch_size * config.train.accumulate * rank_and_world()[1]
     try:
@@ -137,9 +141,10 @@ def build(
     task.prepare(model)
     if orders:
         folder = Path(data_root) / "orders"
-        place_embeddings(model, benchmark, config.seed, folder, task.rows)
-        if task.wants_order:
-            _give_order(task, model, folder)
+        with first_ones_first():
+            place_embeddings(model, benchmark, config.seed, folder, task.rows)
+            if task.wants_order:
+                _give_order(task, model, folder)
     return Experiment(benchmark, task, model)
 
 

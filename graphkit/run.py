@@ -56,18 +56,26 @@ class Run:
         self.config = config
 
     @classmethod
-    def create(cls, root: str | Path, config: RunConfig, data_root: str | Path | None = None) -> Run:
+    def create(
+        cls,
+        root: str | Path,
+        config: RunConfig,
+        data_root: str | Path | None = None,
+        *,
+        launch: str | None = None,
+    ) -> Run:
         """Makes a new folder under ``root`` and stores the configuration in it.
 
         Args:
             root: Folder of all runs.
             config: Complete.
             data_root: Folder of the data sets, for :attr:`data_root`; not stored if absent.
+            launch: What tells the job that makes it from others, for :meth:`of_launch`.
 
         Raises:
             UserError: The folder can't be made.
         """
-        parent = Path(root) / f"{_plain(config.model_name)}-{_plain(config.dataset_name)}"
+        parent = _parent(root, config)
         stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.seed}"
         try:
             parent.mkdir(parents=True, exist_ok=True)
@@ -83,11 +91,24 @@ class Run:
             run = cls(folder, config)
             run._write_config(config)
             if data_root is not None:
-                place = {"data_root": str(Path(data_root).absolute())}
+                place = {"data_root": str(Path(data_root).absolute()), "launch": launch}
                 atomic_write(folder / "place.json", json.dumps(place) + "\n")
         except OSError as error:
             raise UserError(f"can't make a run folder in {parent}: {error}") from error
         return run
+
+    @classmethod
+    def of_launch(cls, root: str | Path, config: RunConfig, launch: str) -> Run | None:
+        """Returns the run of this configuration that an earlier attempt of the same job made, if any."""
+        for place in sorted(_parent(root, config).glob("*/place.json"), reverse=True):
+            try:
+                if json.loads(place.read_text()).get("launch") == launch:
+                    run = cls.open(place.parent)
+                    if run.config.hash() == config.hash():
+                        return run
+            except (OSError, ValueError, AttributeError) as error:
+                _log.warning("%s can't be read (%s)", place, error)
+        return None
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
@@ -321,6 +342,11 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _flat(item, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, value
+
+
+def _parent(root: str | Path, config: RunConfig) -> Path:
+    """The folder of all runs of a model on a data set."""
+    return Path(root) / f"{_plain(config.model_name)}-{_plain(config.dataset_name)}"
 
 
 def _plain(name: str) -> str:

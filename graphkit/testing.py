@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import os
 import tempfile
+import traceback
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
@@ -23,6 +27,7 @@ __all__ = [
     "TinyTask",
     "check_model",
     "edge_case_graphs",
+    "on_ranks",
     "tiny_benchmark",
     "tiny_config",
     "tiny_graph",
@@ -181,6 +186,40 @@ def tiny_config(seed: int = 0, optim: dict[str, Any] | None = None, **train: Any
         optim=OptimConfig(**{"lr": 0.01, **(optim or {})}),
         train=TrainConfig(**{"epochs": 4, "batch_size": 8, **train}),
     )
+
+
+def on_ranks(world: int, work: Callable[[int], object], folder: Path, *, seconds: float = 120.0) -> list[int]:
+    """Runs ``work(rank)`` in forked processes that form a gloo group; returns their exit codes.
+
+    Args:
+        world: Number of processes.
+        work: Called in each, on one thread; an exception is printed and gives the code 1.
+        folder: Where the processes meet, by a file that is gone afterwards.
+        seconds: The longest that a process waits for another, after which it ends by an exception.
+    """
+    store = folder / f".store-{os.getpid()}"
+    children = []
+    for rank in range(world):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                torch.set_num_threads(1)
+                meeting = dist.FileStore(str(store), world)
+                wait = timedelta(seconds=seconds)
+                dist.init_process_group("gloo", store=meeting, rank=rank, world_size=world, timeout=wait)
+                work(rank)
+                dist.barrier()
+                dist.destroy_process_group()
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        children.append(child)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    store.unlink(missing_ok=True)
+    return codes
 
 
 def check_model(

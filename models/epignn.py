@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from graphkit.kernels.belief import propagate_beliefs
 from graphkit.kernels.belief_answer import answer_queries
 from graphkit.nn.checks import require_positive
 from graphkit.nn.epistemic import CompNorm, Composition, EpistemicPropagation, MLPComposition, Pooling
@@ -41,7 +42,7 @@ Score = Literal["cross_entropy", "cross_entropy_left", "cosine", "kl"]
 
 EPS = 1e-12  # in every logarithm of the scores
 MAX_ROUNDS = 32  # of automatic rounds where there are cycles
-SPREAD = 6  # rounds from a head to all entities where there are cycles, as NBFNet's layers
+SPREAD = 6  # rounds from a head to all entities, as NBFNet's layers
 
 
 @register_model("epignn", task=("relation", "kgc"), paper="arXiv:2407.17396")
@@ -54,7 +55,7 @@ class EpiGNN(nn.Module):
         facet_channels: n, primitive relations that each is over, identity among them.
         pooling: How a node's messages are intersected: "min" or "product".
         rounds: Rounds of messages; None for the longest path in graphs without cycles, and in others for
-            twice the shortest path between source and target (at most 32; six towards all entities).
+            twice the shortest path between source and target (at most 32). Towards all entities it is six.
         readout: Pool both passes at the nodes between source and target, or take one pass's answer alone.
         path: Which nodes those are: of one "shortest" path, or of "all" directed paths from source to target.
         score: How an answer is compared with relations: by the cross entropy of the answer from the relation
@@ -376,11 +377,13 @@ class EpiGNN(nn.Module):
         if removed is not None:
             edge_index, edge_type = edge_index[:, ~removed], edge_type[~removed]
         matrix = self.composition.matrices(self.relation.softmax(2))[0]
-        turns = head.new_full((1,), SPREAD)
-        beliefs: Tensor = self.propagation(
-            *(matrix, edge_index, edge_type, head[:, None]), num_nodes=num_nodes, cyclic_rounds=turns
+        # a fixed number of rounds: what a head sees must not hang on the heads beside it
+        return propagate_beliefs(
+            *(matrix, edge_index, edge_type, head[:, None]),
+            num_nodes=num_nodes,
+            pooling=self.propagation.pooling,
+            rounds=self.propagation.rounds or SPREAD,
         )
-        return beliefs
 
     def score_all(self, state: Tensor, s_index: Tensor, relation: Tensor) -> Tensor:
         r"""Returns :math:`\sum_{fp} r_{fp} \ln h_{fp}` of every entity for each query, ``[q, N]``.

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from graphkit.kernels.relative_attention import relative_attention
 from graphkit.nn.checks import require_positive, require_rate
-from graphkit.nn.conv import SafeBatchNorm
 from graphkit.nn.dropout import dropout_relu, fast_dropout
 from graphkit.nn.node_pairs import NodePairs
+from graphkit.nn.norm import SafeBatchNorm
 from graphkit.nn.relative import PairBatchNorm, PairState, attention_weights
 
 __all__ = ["GRITLayer"]

@@ -17,6 +17,7 @@ from graphkit import environment
 from graphkit.commands.parser import Parser
 from graphkit.commands.train import parse_seeds, run_once
 from graphkit.config import RunConfig
+from graphkit.distributed.ranks import same_everywhere
 from graphkit.errors import UserError
 from graphkit.files import atomic_write
 from graphkit.parsing import recipe_config
@@ -56,7 +57,7 @@ def reproduce(argv: Sequence[str]) -> int:
         row, short = _compare(recipe, results)
         rows.append(row)
         missed |= short
-        if options.record:
+        if options.record and environment.rank_and_world()[0] == 0:
             seeds_flag = f" --seeds {options.seeds}" if options.seeds else ""
             runs = [find_run(options.runs, recipe_config(recipe, seed)) for seed in seeds]
             curve = learning_curve([run for run in runs if run is not None], results[0].metric)
@@ -148,7 +149,7 @@ def _results(recipe: Recipe, seeds: Sequence[int], options: Any) -> list[Result]
     results, elsewhere = [], []
     present = _revision(environment.git_state())
     for config in [recipe_config(recipe, seed) for seed in seeds]:
-        run = None if options.fresh else find_run(options.runs, config)
+        run = None if options.fresh else same_everywhere(find_run(options.runs, config))
         if run is not None and run.result is not None:
             results.append(Result.from_dict(run.result))
             elsewhere += [revision for revision in [_revision(results[-1].git)] if revision != present]

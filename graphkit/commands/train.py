@@ -15,6 +15,9 @@ import yaml
 from graphkit.commands.catalogue import plain
 from graphkit.commands.parser import Parser
 from graphkit.config import RunConfig
+from graphkit.distributed.launch import attempt, launch_id
+from graphkit.distributed.ranks import same_everywhere
+from graphkit.environment import rank_and_world
 from graphkit.errors import UserError
 from graphkit.experiment import build, choose_task, pick_device
 from graphkit.files import atomic_write
@@ -102,22 +105,37 @@ def run_once(
     """
     experiment = build(config, data_root=data_root, device=pick_device(device))
     Trainer.check(experiment.model, experiment.task, config)  # complains before a folder is made
-    opened = run or Run.create(runs, config, data_root=data_root)
+    opened = _opened(config, runs, data_root, run)
     if announce:
         print(yaml.safe_dump(config.to_dict(), sort_keys=False), flush=True)
     logger = RunLogger(opened, tensorboard=tensorboard)
     try:
         result = Trainer(experiment.model, experiment.task, config, opened, logger).fit()
     except BaseException:
-        if run is None:
+        if run is None and rank_and_world()[0] == 0:
             opened.discard_if_empty()
         raise
-    if result.epochs:
-        plot_curves(opened)
-    for name, picture in experiment.task.pictures({"valid": result.valid, "test": result.test}).items():
-        atomic_write(opened.folder / name, picture)
+    if rank_and_world()[0] == 0:
+        if result.epochs:
+            plot_curves(opened)
+        for name, picture in experiment.task.pictures({"valid": result.valid, "test": result.test}).items():
+            atomic_write(opened.folder / name, picture)
     print(f"{result_line(result)}\n{opened.folder}", flush=True)
     return result
+
+
+def _opened(config: RunConfig, runs: str | Path, data_root: str | Path, run: Run | None) -> Run:
+    """Returns rank 0's run on all ranks: the given one, that of an earlier attempt, a new one.
+
+    torchrun starts a job again as it was started first, so it is by its launch that its run is found.
+    """
+    if rank_and_world()[0] == 0 and run is None:
+        launch = launch_id()
+        if launch is not None and attempt() > 0:
+            run = Run.of_launch(runs, config, launch)
+        run = run or Run.create(runs, config, data_root=data_root, launch=launch)
+    folder = same_everywhere(run.folder if run is not None else None)
+    return run if run is not None and run.folder == folder else Run(folder, config)
 
 
 def result_line(result: Result) -> str:

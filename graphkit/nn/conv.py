@@ -20,6 +20,7 @@ from torch_geometric.utils import segment
 from graphkit.kernels import scaled_spmm, spmm
 from graphkit.nn.checks import require_positive
 from graphkit.nn.dropout import FastDropout
+from graphkit.nn.norm import SafeBatchNorm
 from graphkit.sparse import Adjacency, SparseRows
 
 __all__ = [
@@ -29,7 +30,6 @@ __all__ = [
     "GINLayer",
     "LinearLayer",
     "SAGELayer",
-    "SafeBatchNorm",
     "aggregate",
 ]
 
@@ -317,13 +317,3 @@ class GATLayer(Conv):
         )  # [R, K, W]
         out = (total / norm.unsqueeze(-1)).to(sources.dtype)
         return (out.flatten(1) if self.concat else out.mean(1)) + self.bias
-
-
-class SafeBatchNorm(nn.BatchNorm1d):
-    """Batch normalisation that takes a batch of one row, or none, by its running statistics."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.training and x.size(0) < 2:
-            running = (self.running_mean, self.running_var)
-            return F.batch_norm(x, *running, self.weight, self.bias, False, 0.0, self.eps)
-        return super().forward(x)

@@ -21,9 +21,9 @@ from graphkit.kernels.edge_gate import edge_gate_mean
 from graphkit.kernels.edge_relu import Loops, edge_relu_sum
 from graphkit.kernels.scaled import scaled_spmm
 from graphkit.kernels.spmm import entry_rows, transpose_csr
-from graphkit.nn.conv import SafeBatchNorm
 from graphkit.nn.dropout import DropoutReLU
 from graphkit.nn.node import NormName
+from graphkit.nn.norm import SafeBatchNorm
 
 __all__ = [
     "EdgeConv",

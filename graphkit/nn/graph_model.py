@@ -30,11 +30,11 @@ from torch.nn import functional as F
 
 from graphkit.kernels.random_walks import random_walk_diagonal
 from graphkit.nn.checks import require_positive, require_rate
-from graphkit.nn.conv import SafeBatchNorm
 from graphkit.nn.dropout import DropoutReLU, FastDropout
 from graphkit.nn.features import EdgeFeatures, Init, NodeFeatures
 from graphkit.nn.graph_conv import EdgeConv, EdgeRows, EdgeStates, make_norm
 from graphkit.nn.node import NormName
+from graphkit.nn.norm import SafeBatchNorm
 from graphkit.nn.readout import MLPHead, Pooling, TaperedHead, pool
 
 __all__ = ["GraphModel"]

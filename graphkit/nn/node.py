@@ -13,16 +13,18 @@ Shapes: N nodes, F features, H hidden channels, C classes, L layers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from graphkit.nn.checks import require_positive, require_rate
-from graphkit.nn.conv import Conv, LinearLayer, SafeBatchNorm
+from graphkit.nn.conv import Conv, LinearLayer
 from graphkit.nn.dropout import DropoutReLU, FastDropout
 from graphkit.nn.embedding import EmbeddingConfig, make_embedding
+from graphkit.nn.norm import SafeBatchNorm
 from graphkit.sparse import Adjacency, CSRGraph, SparseRows, as_adjacency
 
 __all__ = ["NodeModel"]
@@ -183,6 +185,7 @@ class NodeModel(nn.Module):
         n_id: Tensor | None = None,
         *,
         rows: int | None = None,
+        each: Callable[[Sequence[int], Callable[[int], Tensor]], list[Tensor]] | None = None,
     ) -> Tensor:
         """Computes all nodes' logits exactly, one layer after the other, some rows at a time.
 
@@ -194,6 +197,8 @@ class NodeModel(nn.Module):
             graph: The whole graph.
             n_id: As in :meth:`forward`.
             rows: Targets at a time; all by default.
+            each: Goes through the portions of a layer: ``each(starts, work)`` returns ``work(start)`` of
+                each, in order; perhaps with the help of other processes. By default one after the other.
 
         Returns:
             ``[N, C]``.
@@ -209,20 +214,24 @@ class NodeModel(nn.Module):
             total: Tensor | None = None
             for layer, conv in enumerate(self.convs):
                 assert isinstance(conv, Conv)
-                sources, out = conv.prepare(h), None
-                for start in range(0, whole.num_rows, step):
-                    stop = min(start + step, whole.num_rows)
-                    part = self._rows(layer, sources, h, whole.rows(start, stop), start)
-                    out = part.new_empty(whole.num_rows, part.size(1)) if out is None else out
-                    out[start:stop] = part
-                assert out is not None
-                h = out
+                sources = conv.prepare(h)
+                portion = functools.partial(self._portion, layer, sources, h, whole, step)
+                starts = range(0, whole.num_rows, step)
+                h = _joined(map(portion, starts) if each is None else each(starts, portion), whole.num_rows)
+                h = h.to(sources.device)
                 if self.jumping:
                     total = h if total is None else total + h
             assert isinstance(h, Tensor)
             return self.finish(h if total is None else total)
         finally:
             self.train(was_training)
+
+    def _portion(
+        self, index: int, sources: Tensor, h: Tensor | SparseRows, graph: Adjacency, step: int, start: int
+    ) -> Tensor:
+        """Computes ``step`` rows of a layer from ``start`` on."""
+        stop = min(start + step, graph.num_rows)
+        return self._rows(index, sources, h, graph.rows(start, stop), start)
 
     def _blocks(
         self, graph: Tensor | CSRGraph | Adjacency | Sequence[Adjacency], h: Tensor | SparseRows
@@ -234,3 +243,14 @@ class NodeModel(nn.Module):
                 f"{len(graph)} blocks for {self.num_layers} layers; sample one hop for each layer"
             )
         return graph
+
+
+def _joined(parts: Iterable[Tensor], rows: int) -> Tensor:
+    """Returns the portions ``[n, H]`` as one tensor ``[rows, H]``, holding no more than one beside it."""
+    out, start = None, 0
+    for part in parts:
+        out = part.new_empty(rows, part.size(1)) if out is None else out
+        out[start : start + part.size(0)] = part
+        start += part.size(0)
+    assert out is not None
+    return out

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torch_geometric.utils import softmax
 
-from graphkit.nn.conv import SafeBatchNorm
 from graphkit.nn.node_pairs import NodePairs
+from graphkit.nn.norm import SafeBatchNorm, total_across
 
 __all__ = ["PairBatchNorm", "PairState", "attention_weights", "layers_per_group", "run_layers"]
 
@@ -59,24 +59,20 @@ class PairBatchNorm(SafeBatchNorm):
         """
         assert self.running_mean is not None
         assert self.running_var is not None
-        if self.training and count > 1:
-            mean = moments[0] / count
-            var = (moments[1] / count - mean.square()).clamp(min=0)
-            self._follow(mean.detach(), var.detach() * (count / (count - 1)))
+        if self.training and (self.across is not None or count > 1):
+            every = torch.cat([moments.reshape(-1), moments.new_tensor([count])])
+            every = total_across(every, self.across)
+            rows, enough = every[-1], every[-1] > 1
+            first, second = every[:-1].view_as(moments) / rows.clamp(min=1)
+            spread = (second - first.square()).clamp(min=0)
+            self.follow(first, spread, rows)
+            mean = torch.where(enough, first, self.running_mean.double())
+            var = torch.where(enough, spread, self.running_var.double())
         else:
             mean, var = self.running_mean.double(), self.running_var.double()
         scale = self.weight.double() * (var + self.eps).rsqrt()
         shift = self.bias.double() - mean * scale
         return scale.to(self.weight.dtype), shift.to(self.weight.dtype)
-
-    def _follow(self, mean: Tensor, var: Tensor) -> None:
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        assert self.momentum is not None
-        self.num_batches_tracked.add_(1)
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-        self.running_var.lerp_(var.to(self.running_var.dtype), self.momentum)
 
 
 def attention_weights(

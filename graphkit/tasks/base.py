@@ -21,7 +21,12 @@ from graphkit.errors import UserError
 from graphkit.seeds import derive_seed, generator
 from graphkit.sparse import Adjacency
 
-__all__ = ["Loss", "Task", "derive_seed", "generator"]
+__all__ = ["Loss", "Task", "derive_seed", "generator", "wide"]
+
+
+def wide(values: Tensor) -> Tensor:
+    """Returns values in float32 or wider: what losses and metrics are computed in."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 class Loss(NamedTuple):
@@ -55,6 +60,8 @@ class Task(ABC):
     """Whether :meth:`renumber` is to be called, with an order of the nodes that follows the graph."""
     rows: Adjacency | None = None
     """The graph that messages pass over, where the task has it sorted for others to use."""
+    whole_graph: bool = False
+    """Whether every shard's forward pass goes over the whole graph, so that statistics are whole anyway."""
     cache_folder: Path | None = None
     """Where what takes long to compute may be kept from run to run."""
 
@@ -94,6 +101,10 @@ class Task(ABC):
     @abstractmethod
     def shard(self, batch: Any, index: int, parts: int) -> Any:
         """Returns the ``index``-th of ``parts`` shares of a global batch: a micro-batch, a rank's part."""
+
+    def is_empty(self, shard: Any) -> bool:
+        """Whether a shard holds no example, as some do where a batch has fewer examples than shards."""
+        return False
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Any) -> Loss:

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from graphkit.data import Benchmark
+from graphkit.distributed.ranks import Each, in_turn, share_out
 from graphkit.errors import UserError
 from graphkit.graphs import GraphSet, collate, ragged_index
 from graphkit.registry import register_task
 from graphkit.sampling import seed_order
 from graphkit.tasks import graph_prediction
-from graphkit.tasks.base import Loss, Task, derive_seed, generator
+from graphkit.tasks.base import Loss, Task, derive_seed, generator, wide
 from graphkit.tasks.graph_loss import Standard, class_weights, divisor, sum_of_losses
 
 __all__ = ["GraphBatch", "GraphModelProtocol", "GraphTask", "SmilesModelProtocol"]
@@ -201,6 +202,9 @@ class GraphTask(Task):
     def shard(self, batch: GraphBatch, index: int, parts: int) -> GraphBatch:
         return batch._replace(ids=batch.ids[index::parts])
 
+    def is_empty(self, shard: GraphBatch) -> bool:
+        return shard.ids.numel() == 0
+
     def gather(self, ids: Tensor, graphs: GraphSet | None = None) -> Data:
         """Returns the union of some graphs on the device; ``sizes`` ``[b]`` stays on the CPU."""
         store = self.graphs if graphs is None else graphs
@@ -257,7 +261,7 @@ class GraphTask(Task):
                 f"{type(model).__name__} gives {list(out.shape)} for {rows} {what} of {self.benchmark.name}; "
                 f"[{rows}, {self.width}] is needed"
             )
-        return out if out.dtype == torch.float64 else out.float()
+        return wide(out)
 
     @property
     def width(self) -> int:
@@ -271,7 +275,7 @@ class GraphTask(Task):
     @torch.no_grad()
     def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
         index = self.benchmark.splits[split]["index"]
-        return self.benchmark.evaluator(self.outputs(model, index), self._truth(index))
+        return self.benchmark.evaluator(self.outputs(model, index, each=share_out), self._truth(index))
 
     @property
     def evaluation_splits(self) -> tuple[str, ...]:
@@ -279,13 +283,16 @@ class GraphTask(Task):
         return tuple(self.benchmark.splits)
 
     @torch.no_grad()
-    def outputs(self, model: nn.Module, ids: Tensor, graphs: GraphSet | None = None) -> Tensor:
+    def outputs(
+        self, model: nn.Module, ids: Tensor, graphs: GraphSet | None = None, *, each: Each = in_turn
+    ) -> Tensor:
         """Returns what the evaluator compares, on the CPU: a row for each graph (or node), in order.
 
         Args:
             model: Put into evaluation mode.
             ids: ``[b]`` int64 graphs.
             graphs: Where they are, the benchmark's by default.
+            each: Goes through the portions.
 
         Returns:
             ``[b, T]`` (or ``[n, T]``) values in the targets' unit, logits or class scores.
@@ -296,11 +303,8 @@ class GraphTask(Task):
                 raise UserError(f"{type(model).__name__} predicts from SMILES alone")
             assert self.benchmark.smiles is not None
             return self._from_smiles(model, [self.benchmark.smiles[i] for i in ids.tolist()])
-        parts = [
-            self._call(model, self.gather(part, graphs)).cpu()
-            for part in ids.split(self.eval_batch_size)
-            if part.numel()
-        ]
+        portions = [part for part in ids.split(self.eval_batch_size) if part.numel()]
+        parts = each(portions, lambda part: self._call(model, self.gather(part, graphs)).cpu())
         out = torch.cat(parts) if parts else torch.zeros(0, self.width)
         return out if self.standard is None else self.standard.undo(out)
 

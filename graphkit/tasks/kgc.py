@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from graphkit.data import Benchmark
+from graphkit.distributed.ranks import share_out
 from graphkit.errors import UserError
 from graphkit.evaluation.ranking import Ranks, expected_hits, filtered_ranks, ranking_metrics, sampled_ranks
 from graphkit.registry import register_task
 from graphkit.sampling import seed_order
 from graphkit.tasks import kgc_prediction
-from graphkit.tasks.base import Loss, Task, generator
+from graphkit.tasks.base import Loss, Task, generator, wide
 from graphkit.tasks.kgc_facts import Answers, Facts
 
 __all__ = ["KGCBatch", "KGCModelProtocol", "KGCTask"]
@@ -257,6 +258,9 @@ class KGCTask(Task):
         assert tail is not None
         return KGCBatch(head, relation, tail, negative, batch.drop, batch.num_queries)
 
+    def is_empty(self, shard: KGCBatch) -> bool:
+        return shard.head.numel() == 0
+
     # Loss
 
     def loss(self, model: nn.Module, batch: KGCBatch) -> Loss:
@@ -331,8 +335,9 @@ class KGCTask(Task):
         model.eval()
         graph = self.test_graph if split == "test" else self.graph
         asked = self._asked(split)
-        every, sampled = [], []
-        for part in self._portions(asked, getattr(model, "needs_relation", False), graph.num_nodes):
+
+        def ranked(part: Tensor) -> tuple[Ranks, Ranks]:
+            every, sampled = [], []
             head, relation = asked.head[part].to(self.device), asked.relation[part].to(self.device)
             state, s_index = self._propagate(model, graph, head, relation)
             for few in torch.arange(part.numel()).split(max(1, _SCORES // graph.num_nodes)):
@@ -343,11 +348,15 @@ class KGCTask(Task):
                 tail, begin, known, negative = (column.to(self.device) for column in given)
                 every.append(filtered_ranks(scores, tail, begin, known))
                 sampled.append(sampled_ranks(scores, tail, negative))
-        if not every:
+            return Ranks.join(every), Ranks.join(sampled)
+
+        by_relation = getattr(model, "needs_relation", False)
+        parts = share_out(list(self._portions(asked, by_relation, graph.num_nodes)), ranked)
+        if not parts:
             raise UserError(f"there is nothing to rank: the split '{split}' is empty")
-        ranks = Ranks.join(every)
+        ranks, among = (Ranks.join(list(found)) for found in zip(*parts, strict=True))
         result = ranking_metrics(ranks)
-        result[f"hits@10_{SAMPLED}"] = ranking_metrics(Ranks.join(sampled), (10,))["hits@10"]
+        result[f"hits@10_{SAMPLED}"] = ranking_metrics(among, (10,))["hits@10"]
         result[f"hits@10_{SAMPLED}_expected"] = expected_hits(ranks, 10, SAMPLED)
         return result
 
@@ -418,4 +427,4 @@ class _Split(NamedTuple):
 
 
 def _wide(scores: Tensor) -> Tensor:
-    return scores if scores.dtype == torch.float64 else scores.float()
+    return wide(scores)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from graphkit.data import Benchmark
+from graphkit.distributed.ranks import share_out
 from graphkit.errors import UserError
 from graphkit.evaluation.kgqa import KgqaEvaluator, QuestionScores, Retrieved, retrieve, score_retrieved
 from graphkit.ppr import KnowledgeGraph
@@ -23,7 +24,7 @@ from graphkit.questions import QuestionBatch, QuestionSet
 from graphkit.registry import register_task
 from graphkit.sampling import seed_order
 from graphkit.tasks import kgqa_prediction
-from graphkit.tasks.base import Loss, Task, generator
+from graphkit.tasks.base import Loss, Task, generator, wide
 from graphkit.tasks.entity_links import EntityIndex
 from graphkit.text import TextStates, TokenStates, encoded, make_encoder, relation_text, reversed_text
 
@@ -214,6 +215,9 @@ class KgqaTask(Task):
     def shard(self, batch: KgqaBatch, index: int, parts: int) -> KgqaBatch:
         return batch._replace(ids=batch.ids[index::parts], seeds=batch.seeds[index::parts])
 
+    def is_empty(self, shard: KgqaBatch) -> bool:
+        return shard.ids.numel() == 0
+
     # Loss, evaluation
 
     def loss(self, model: nn.Module, batch: KgqaBatch) -> Loss:
@@ -248,7 +252,7 @@ class KgqaTask(Task):
                 f"{type(model).__name__} gives probabilities {list(out.shape)}; "
                 f"there are {union.entity.numel()} entities"
             )
-        return out if out.dtype == torch.float64 else out.float()
+        return wide(out)
 
     def inputs(
         self, model: nn.Module, union: QuestionBatch, states: TokenStates | None = None
@@ -280,19 +284,29 @@ class KgqaTask(Task):
             index: ``[b]`` int64 questions; the largest of their subgraphs decides the threshold.
         """
         model.eval()
-        most = int(self.questions.num_entities(index).max()) if index.numel() else 1
+        most = self._most_entities(index)
         for ids in index.split(self.eval_batch_size):
             if ids.numel():
-                union = self.questions.batch(ids)
-                with torch.no_grad():
-                    p = self.probabilities(model, union.to(self.device)).cpu()
-                found = retrieve(p, union.ptr, union.seed, max_entities=max(most, 1))
-                scores = score_retrieved(found, union.entity, *self.questions.answers(ids))
-                yield union, p, found, scores
+                yield self._answered(model, ids, most)
+
+    def _most_entities(self, index: Tensor) -> int:
+        return max(int(self.questions.num_entities(index).max()), 1) if index.numel() else 1
+
+    @torch.no_grad()
+    def _answered(
+        self, model: nn.Module, ids: Tensor, most: int
+    ) -> tuple[QuestionBatch, Tensor, Retrieved, QuestionScores]:
+        union = self.questions.batch(ids)
+        p = self.probabilities(model, union.to(self.device)).cpu()
+        found = retrieve(p, union.ptr, union.seed, max_entities=most)
+        return union, p, found, score_retrieved(found, union.entity, *self.questions.answers(ids))
 
     def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
         index = self.benchmark.splits[split]["index"]
-        parts = [scores for *_, scores in self.answered(model, index)]
+        model.eval()
+        portions = [ids for ids in index.split(self.eval_batch_size) if ids.numel()]
+        most = self._most_entities(index)
+        parts = share_out(portions, lambda ids: self._answered(model, ids, most)[3])
         if not parts:
             raise UserError(f"{self.benchmark.name} has no questions in split '{split}'")
         return KgqaEvaluator()(QuestionScores.join(parts), self.questions.hop[index])

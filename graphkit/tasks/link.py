@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from graphkit.data import Benchmark
+from graphkit.distributed.ranks import share_out
 from graphkit.errors import UserError
 from graphkit.registry import register_task
 from graphkit.sampling import NegativeSampler
 from graphkit.sparse import CSRGraph, SparseRows, as_features
 from graphkit.tasks import link_prediction
-from graphkit.tasks.base import Loss, Task, generator
+from graphkit.tasks.base import Loss, Task, generator, wide
 
 __all__ = ["LinkBatch", "LinkModelProtocol", "LinkTask"]
 
@@ -51,10 +52,10 @@ class LinkBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class _Fixed:
-    """Pairs that are scored again and again on one graph, with the structure kept for each portion."""
+    """Pairs that are scored again and again on one graph, with the structure kept for portions."""
 
     pairs: Tensor
-    structure: list[Any]
+    structure: dict[int, Any]
 
 
 @register_task("link")
@@ -81,6 +82,7 @@ class LinkTask(Task):
     """
 
     name = "link"
+    whole_graph = True
 
     def __init__(
         self,
@@ -150,6 +152,9 @@ class LinkTask(Task):
         take = torch.cat([take, take + half])
         return LinkBatch(batch.graph, batch.edge_label_index[:, take], batch.edge_label[take], half)
 
+    def is_empty(self, shard: LinkBatch) -> bool:
+        return shard.edge_label.numel() == 0
+
     def loss(self, model: nn.Module, batch: LinkBatch) -> Loss:
         own = getattr(model, "loss", None)
         if own is not None:
@@ -157,7 +162,9 @@ class LinkTask(Task):
             return result
         h = model.encode(self.x, batch.graph)  # type: ignore[operator]
         score = model.score(h, batch.graph, batch.edge_label_index)  # type: ignore[operator]
-        total = F.binary_cross_entropy_with_logits(score.float(), batch.edge_label, reduction="sum")
+        score = wide(score)
+        label = batch.edge_label.to(score.dtype)
+        total = F.binary_cross_entropy_with_logits(score, label, reduction="sum")
         return Loss(total, float(batch.num_positives))
 
     @torch.no_grad()
@@ -212,7 +219,7 @@ class LinkTask(Task):
             for part in pairs.split(self.eval_batch_size, dim=1)
             if part.numel()
         ]
-        return torch.cat(parts).float().cpu() if parts else torch.zeros(0)
+        return wide(torch.cat(parts)).cpu() if parts else torch.zeros(0)
 
     def top(self, model: nn.Module, source: int, k: int) -> tuple[Tensor, Tensor]:
         """Returns the ``k`` likeliest new neighbours of a node and their logits, best first.
@@ -253,19 +260,22 @@ class LinkTask(Task):
         model.eval()
         h = model.encode(self.x, graph)  # type: ignore[operator]
         splits = self._fixed.setdefault(model, {})
-        known = splits.setdefault(split, _Fixed(pairs.to(self.device), []))
+        known = splits.setdefault(split, _Fixed(pairs.to(self.device), {}))
         build = getattr(model, "structure", None)
-        scores = []
-        for number, part in enumerate(known.pairs.split(self.eval_batch_size, dim=1)):
-            if number == len(known.structure):
+
+        def scored(portion: tuple[int, Tensor]) -> Tensor:
+            number, part = portion
+            if number not in known.structure:
                 left = self.cache_bytes - self._cached_bytes
                 structure = build(graph, part, left) if build is not None and left > 0 else None
                 size = _nbytes(structure)
                 self._cached_bytes += size if size <= left else 0
-                known.structure.append(structure if size <= left else None)
-            structure = known.structure[number]
-            scores.append(model.score(h, graph, part, structure))  # type: ignore[operator]
-        return torch.cat(scores).float().cpu()
+                known.structure[number] = structure if size <= left else None
+            result: Tensor = model.score(h, graph, part, known.structure[number])  # type: ignore[operator]
+            return wide(result).cpu()
+
+        portions = list(enumerate(known.pairs.split(self.eval_batch_size, dim=1)))
+        return torch.cat(share_out(portions, scored))
 
 
 def _nbytes(structure: Any) -> int:

@@ -13,13 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from graphkit.data import Benchmark
+from graphkit.distributed.ranks import Each, in_turn, share_out
+from graphkit.environment import rank_and_world
 from graphkit.errors import UserError
 from graphkit.nn.embedding import order_of
 from graphkit.registry import register_task
 from graphkit.sampling import NeighborSampler, SampledBatch, clustered_order, seed_order
 from graphkit.sparse import Adjacency, SparseRows, as_adjacency, as_features
 from graphkit.tasks import node_prediction
-from graphkit.tasks.base import Loss, Task
+from graphkit.tasks.base import Loss, Task, wide
 
 __all__ = ["NodeBatch", "NodeModelProtocol", "NodeTask"]
 
@@ -130,6 +132,7 @@ class NodeTask(Task):
             rows = as_adjacency(data.edge_index, num_nodes=int(data.num_nodes))
         self.rows, self.num_nodes = rows, rows.num_rows
         self.sampled = bool(fanouts)
+        self.whole_graph = not self.sampled
         self.target_share, self.loss_name, self.cluster, self.workers = target_share, loss, cluster, workers
         self.sampler = NeighborSampler(rows, fanouts, seed=seed) if fanouts else None
         self.eval_sampler = NeighborSampler(rows, eval_fanouts, seed=seed) if eval_fanouts else None
@@ -205,6 +208,9 @@ class NodeTask(Task):
             targets = batch.targets[index * size : (index + 1) * size]
         return NodeBatch(targets, batch.num_targets, (epoch, step, index, parts))
 
+    def is_empty(self, shard: NodeBatch) -> bool:
+        return shard.targets.numel() == 0
+
     def loss(self, model: nn.Module, batch: NodeBatch) -> Loss:
         own = getattr(model, "loss", None)
         if own is not None:
@@ -216,16 +222,16 @@ class NodeTask(Task):
         else:
             logits = self._on_blocks(model, self._sample(batch))
         y = self.y[batch.targets].to(logits.device)
-        return Loss(self._losses(logits.float(), y).sum(), float(batch.num_targets))
+        return Loss(self._losses(wide(logits), y).sum(), float(batch.num_targets))
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
         index = self.benchmark.splits[split]["index"]
-        return self.benchmark.evaluator(self.logits(model, index), self.y[index].cpu())
+        return self.benchmark.evaluator(self.logits(model, index, each=share_out), self.y[index].cpu())
 
     @torch.no_grad()
-    def logits(self, model: nn.Module, nodes: Tensor) -> Tensor:
-        """Returns the logits of some nodes ``[n]``, ``[n, C]`` float32 on the CPU.
+    def logits(self, model: nn.Module, nodes: Tensor, *, each: Each = in_turn) -> Tensor:
+        """Returns the logits of some nodes ``[n]``, ``[n, C]`` float32 or wider, on the CPU.
 
         Exact and layer by layer, or on neighbourhoods sampled by ``eval_fanouts``; a node draws the same
         neighbours each time.
@@ -236,13 +242,17 @@ class NodeTask(Task):
             if isinstance(x, Tensor):
                 x = (x[self._old.cpu()] if self.sampled and self._old is not None else x).to(self.device)
             infer: Any = model.inference
-            out = infer(x, self.graph, self._old, rows=self.eval_batch_size)
-            return out.index_select(0, self._place(nodes)).float().cpu()
-        parts = []
-        for part in nodes.cpu().split(self.eval_batch_size) if nodes.numel() else ():
+            # layers of other packages need not know of ranks while there is one
+            shared = {"each": each} if each is not in_turn and rank_and_world()[1] > 1 else {}
+            out = infer(x, self.graph, self._old, rows=self.eval_batch_size, **shared)
+            return wide(out.index_select(0, self._place(nodes))).cpu()
+        sampler = self.eval_sampler
+
+        def found(part: Tensor) -> Tensor:
             unique, back = torch.unique(part, return_inverse=True)
-            found = self._on_blocks(model, self.eval_sampler.sample(unique, -1, 0))
-            parts.append(found.float().cpu()[back])
+            return wide(self._on_blocks(model, sampler.sample(unique, -1, 0))).cpu()[back]
+
+        parts = each([part for part in nodes.cpu().split(self.eval_batch_size) if part.numel()], found)
         return torch.cat(parts) if parts else torch.zeros(0, self.benchmark.spec.num_classes or 0)
 
     @property
@@ -281,7 +291,7 @@ class NodeTask(Task):
     def _losses(self, logits: Tensor, y: Tensor) -> Tensor:
         """Returns the loss of each target, ``[b]``."""
         if not self.multi_class:
-            return F.binary_cross_entropy_with_logits(logits, y.float(), reduction="none").mean(-1)
+            return F.binary_cross_entropy_with_logits(logits, y.to(logits.dtype), reduction="none").mean(-1)
         losses = F.cross_entropy(logits, y, reduction="none")
         return (_EPSILON + losses).log() - math.log(_EPSILON) if self.loss_name == "log" else losses
 

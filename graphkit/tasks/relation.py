@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from graphkit.data import Benchmark
+from graphkit.distributed.ranks import Each, in_turn, share_out
 from graphkit.errors import UserError
 from graphkit.graphs import GraphSet
 from graphkit.registry import register_task
 from graphkit.sampling import seed_order
 from graphkit.tasks import relation_prediction
-from graphkit.tasks.base import Loss, Task, generator
+from graphkit.tasks.base import Loss, Task, generator, wide
 from graphkit.tasks.relation_queries import QuerySet
 
 __all__ = ["RelationBatch", "RelationModelProtocol", "RelationTask"]
@@ -145,6 +146,9 @@ class RelationTask(Task):
     def shard(self, batch: RelationBatch, index: int, parts: int) -> RelationBatch:
         return batch._replace(ids=batch.ids[index::parts], seeds=batch.seeds[index::parts])
 
+    def is_empty(self, shard: RelationBatch) -> bool:
+        return shard.ids.numel() == 0
+
     # Loss, evaluation
 
     def loss(self, model: nn.Module, batch: RelationBatch) -> Loss:
@@ -159,7 +163,7 @@ class RelationTask(Task):
             named = queries._asdict()
             ends = [named.pop(name) for name in ("edge_index", "edge_type", "source", "target")]
             losses: Tensor = own(*ends, y, **named, seed=batch.seeds.to(self.device))
-            total = (losses if losses.dtype == torch.float64 else losses.float()).sum()
+            total = wide(losses).sum()
         return Loss(total, float(batch.num_queries))
 
     def _fitting(self, model: nn.Module, scores: Tensor) -> Tensor:
@@ -169,30 +173,33 @@ class RelationTask(Task):
                 f"{type(model).__name__} gives scores {list(scores.shape)}; {self.benchmark.name} has "
                 f"{self.relations} relations"
             )
-        return scores if scores.dtype == torch.float64 else scores.float()
+        return wide(scores)
 
     @torch.no_grad()
-    def scores(self, model: nn.Module, ids: Tensor, queries: QuerySet | None = None) -> Tensor:
+    def scores(
+        self, model: nn.Module, ids: Tensor, queries: QuerySet | None = None, *, each: Each = in_turn
+    ) -> Tensor:
         """Returns the score of each relation for each query, ``[b, R]`` on the CPU.
 
         Args:
             model: Put into evaluation mode.
             ids: ``[b]`` int64 graphs.
             queries: Where they are, the benchmark's by default.
+            each: Goes through the portions.
         """
         model.eval()
         store = self.queries if queries is None else queries
-        parts = [
-            self._fitting(model, store.gather(part).to(self.device).scores(model)).cpu()
-            for part in ids.split(self.eval_batch_size)
-            if part.numel()
-        ]
+
+        def scored(part: Tensor) -> Tensor:
+            return self._fitting(model, store.gather(part).to(self.device).scores(model)).cpu()
+
+        parts = each([part for part in ids.split(self.eval_batch_size) if part.numel()], scored)
         return torch.cat(parts) if parts else torch.zeros(0, self.relations)
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
         index = self.benchmark.splits[split]["index"]
-        scores, y = self.scores(model, index), self.y[index]
+        scores, y = self.scores(model, index, each=share_out), self.y[index]
         result = dict(self.benchmark.evaluator(scores, y))
         return {**result, **self._by_cell(scores.argmax(1) == y, index)}
 

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import nn
 
+from graphkit.distributed.ranks import any_true
 from graphkit.environment import rank_and_world
 from graphkit.errors import UserError
 from graphkit.train.optim import gradient_values
-from graphkit.train.ranks import any_true
 from graphkit.train.tensors import load_tensors, save_tensors
 
 if TYPE_CHECKING:

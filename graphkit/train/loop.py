@@ -23,12 +23,12 @@ import torch
 from torch import Tensor, nn
 
 from graphkit.config import RunConfig
+from graphkit.distributed import ranks
 from graphkit.environment import rank_and_world
 from graphkit.errors import UserError, did_you_mean
 from graphkit.logging import RunLogger
 from graphkit.run import Run, refuse_extension
 from graphkit.tasks.base import Task, derive_seed
-from graphkit.train import ranks
 from graphkit.train.checkpoint import CheckpointStore
 from graphkit.train.guard import SignalGuard, Stopped, fail_step
 from graphkit.train.optim import (
@@ -39,6 +39,7 @@ from graphkit.train.optim import (
     scale_gradients,
     set_lr,
 )
+from graphkit.train.parallel import DataParallel
 from graphkit.train.result import Result, make_result
 from graphkit.train.snapshot import put_back, take_snapshot
 from graphkit.train.state import TrainState, deterministic, reseed
@@ -81,6 +82,7 @@ class Trainer:
         self.rank, self.world = rank_and_world()
         self.logger = logger or RunLogger(run)
         self.optimizer = build_optimizer(self.model, config.optim)
+        self.parallel = DataParallel(self.model, task)
         self.scaler = torch.amp.GradScaler("cuda") if config.train.precision == "fp16" else None
         self.steps = task.steps_per_epoch
         self.state = TrainState()
@@ -203,26 +205,28 @@ class Trainer:
         assert self.optimizer is not None
         parts = self.config.train.accumulate * self.world
         batch = self.task.batch(epoch, step)
-        total = torch.zeros((), device=self.device)
+        exact = torch.float32 if self.device.type == "mps" else torch.float64
+        total = torch.zeros((), device=self.device, dtype=exact)
         divisor = 1.0
         for micro in range(self.config.train.accumulate):
             reseed(derive_seed(self.config.seed, "dropout", epoch, step, micro, self.rank))
-            shard = self.task.shard(batch, micro * self.world + self.rank, parts)
-            with self._autocast():
-                part = self.task.loss(self.model, shard)
-            divisor = float(part.divisor)
-            loss = part.total / divisor
-            if loss.requires_grad:  # an empty shard may have nothing to learn from
-                scaled = loss if self.scaler is None else self.scaler.scale(loss)
-                scaled.backward()
+            last = micro == self.config.train.accumulate - 1
+            with self.parallel.accumulating(last):
+                with self._autocast():
+                    part = self.parallel.loss(batch, micro * self.world + self.rank, parts)
+                divisor = float(part.divisor)
+                loss = part.total / divisor
+                if loss.requires_grad:  # an empty shard may have nothing to learn from
+                    scaled = loss if self.scaler is None else self.scaler.scale(loss)
+                    scaled.backward()
             total += loss.detach().to(total.dtype)
-        ranks.sum_gradients(self.model.parameters())
+        self.parallel.finish()
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         norms = gradient_norms(self.optimizer)
         # The only wait for the device in a step. Ranks agree because they all see the sum of losses and of
         # gradients, in which a NaN anywhere is a NaN.
-        loss_and_norms = torch.cat([ranks.all_sum(total.float().reshape(1)), norms]).tolist()
+        loss_and_norms = torch.cat([ranks.all_sum(total.reshape(1)), norms.to(exact)]).tolist()
         return loss_and_norms[0], loss_and_norms[1:], divisor
 
     def _autocast(self) -> torch.autocast:

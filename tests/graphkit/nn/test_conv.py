@@ -16,10 +16,10 @@ from graphkit.nn.conv import (
     GCNLayer,
     GINLayer,
     LinearLayer,
-    SafeBatchNorm,
     SAGELayer,
     aggregate,
 )
+from graphkit.nn.norm import SafeBatchNorm
 from graphkit.sampling import NeighborSampler
 from graphkit.sparse import Adjacency, SparseRows
 from graphkit.testing import edge_case_graphs

@@ -3,16 +3,14 @@
 import json
 import os
 import signal
-import traceback
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from graphkit.run import Run
 from graphkit.tasks.base import Loss
-from graphkit.testing import TinyTask, tiny_benchmark, tiny_config
+from graphkit.testing import TinyTask, on_ranks, tiny_benchmark, tiny_config
 from graphkit.train import NonFiniteError, Stopped, Trainer, load_best
 from graphkit.train.checkpoint import CheckpointStore
 
@@ -25,29 +23,6 @@ class Plain(nn.Module):
 
     def forward(self, x):
         return self.layers(x)
-
-
-def on_ranks(world, work, folder):
-    """Runs ``work(rank)`` in forked processes that form a gloo group."""
-    children = []
-    for rank in range(world):
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                torch.set_num_threads(1)
-                store = dist.FileStore(str(folder / "store"), world)
-                dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
-                work(rank)
-                dist.barrier()
-                dist.destroy_process_group()
-                code = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(code)
-        children.append(child)
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
 def trainer(run, config, **hooks):
@@ -87,7 +62,6 @@ def test_a_signal_to_one_rank_stops_all_at_one_step(tmp_path):
     assert on_ranks(2, work, tmp_path) == [0, 0]
     assert {(tmp_path / f"stop{rank}").read_text() for rank in (0, 1)} == {"[143, 4]"}
     assert CheckpointStore(run.checkpoints).names() == ["step-00000004"]
-    (tmp_path / "store").unlink()
     assert on_ranks(2, lambda rank: trainer(run, config).fit(), tmp_path) == [0, 0]
     assert run.result["epochs"] == 4
 
