@@ -109,11 +109,21 @@ class SignalGuard:
         if self._may_raise:
             raise self._pending
 
-    def check(self, device: torch.device | None = None) -> None:
-        """Raises :class:`Stopped` if any rank was asked to stop; to be called between steps."""
+    @property
+    def asked(self) -> bool:
+        """Whether this process was asked to stop, or its time is over."""
         if self._pending is None and self.deadline is not None and time.monotonic() >= self.deadline:
             self._pending = Stopped(TIME_LIMIT_EXIT, "train.max_minutes")
-        if any_true(self._pending is not None, device or torch.device("cpu")):
+        return self._pending is not None
+
+    def check(self, device: torch.device | None = None, told: bool | None = None) -> None:
+        """Raises :class:`Stopped` if any rank was asked to stop; to be called between steps.
+
+        Args:
+            device: Where ranks ask each other.
+            told: Whether any rank was, where they have just told each other; spares a message.
+        """
+        if any_true(self.asked, device or torch.device("cpu")) if told is None else told:
             raise self._pending or Stopped(128 + signal.SIGTERM, "another rank")
 
     @contextmanager

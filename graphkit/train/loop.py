@@ -90,6 +90,8 @@ class Trainer:
         self.best: dict[str, Tensor] = {}
         self.fingerprint: str | None = None
         self._saved: tuple[int, int] | None = None
+        self._guard: SignalGuard | None = None
+        self._told: bool | None = None
         self._begun = 0.0
 
     @staticmethod
@@ -146,8 +148,10 @@ class Trainer:
     def _train(self, guard: SignalGuard) -> None:
         train, state = self.config.train, self.state
         self.model.train()
+        self._guard, self._told = guard, None
         while not state.done(train):
-            guard.check(self.device)
+            guard.check(self.device, self._told)
+            self._told = None
             if state.step < self.steps:
                 self._step()
                 due = bool(train.checkpoint_steps) and state.updates % (train.checkpoint_steps or 1) == 0
@@ -225,9 +229,12 @@ class Trainer:
             self.scaler.unscale_(self.optimizer)
         norms = gradient_norms(self.optimizer)
         # The only wait for the device in a step. Ranks agree because they all see the sum of losses and of
-        # gradients, in which a NaN anywhere is a NaN.
-        loss_and_norms = torch.cat([ranks.all_sum(total.reshape(1)), norms.to(exact)]).tolist()
-        return loss_and_norms[0], loss_and_norms[1:], divisor
+        # gradients, in which a NaN anywhere is a NaN; and whether any was asked to stop.
+        asked = self._guard is not None and self._guard.asked
+        shared = ranks.all_sum(torch.stack([total, total.new_tensor(float(asked))]))
+        loss, stop, *found = torch.cat([shared, norms.to(exact)]).tolist()
+        self._told = stop > 0 if self.world > 1 else None
+        return loss, found, divisor
 
     def _autocast(self) -> torch.autocast:
         precision = self.config.train.precision
