@@ -1,4 +1,4 @@
-"""The command line: train · evaluate · predict · reproduce · partition · generate · extract · list · show.
+"""The command line: train · evaluate · predict · export · reproduce · partition · generate · extract · ...
 
 ``scripts/train.py ...`` and ``graphkit train ...`` are the same. A bad input ends with one line on standard
 error and exit code 2; ``--debug`` before or after the command shows the traceback as well. Under torchrun
@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "run recipes over their seeds and compare with published results",
     ),
     "partition": ("graphkit.commands.partition", "order a graph's nodes for compressed embeddings"),
+    "export": ("graphkit.commands.export", "write a run's best weights to one file"),
     "generate": ("graphkit.commands.generate", "write reasoning problems in the published form"),
     "extract": ("graphkit.commands.extract", "write questions with their subgraphs"),
     "list": ("graphkit.commands.catalogue", "tables of models, data sets and recipes"),

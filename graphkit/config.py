@@ -37,6 +37,8 @@ class OptimConfig:
         min_lr_ratio: Where cosine and linear schedules end, as a fraction of the learning rate.
         clip_norm: Gradients of all parameters together are scaled to at most this norm; none by default.
         clip_groups: Clip each parameter group by itself instead.
+        rows: What updates rows of tables with sparse gradients, only those that were looked up; weight decay
+            and momentum hold for the rest of the model. ``same``: as ``name``, without either.
     """
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
@@ -49,6 +51,7 @@ class OptimConfig:
     min_lr_ratio: float = 0.0
     clip_norm: float | None = None
     clip_groups: bool = False
+    rows: Literal["same", "sgd", "adagrad", "rowwise_adagrad", "adam"] = "same"
 
     def __post_init__(self) -> None:
         _require(self.name in ("adam", "adamw", "sgd"), "optim.name", self.name, "adam, adamw or sgd")
@@ -66,6 +69,8 @@ class OptimConfig:
         _require(self.warmup_epochs >= 0, "optim.warmup_epochs", self.warmup_epochs, "at least 0")
         _require(0 <= self.min_lr_ratio <= 1, "optim.min_lr_ratio", self.min_lr_ratio, "in [0, 1]")
         _require(self.clip_norm is None or self.clip_norm > 0, "optim.clip_norm", self.clip_norm, "positive")
+        rules = ("same", "sgd", "adagrad", "rowwise_adagrad", "adam")
+        _require(self.rows in rules, "optim.rows", self.rows, f"one of {', '.join(rules)}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -112,6 +112,7 @@ def build(
     data_root: str | Path = "data",
     device: str | torch.device = "cpu",
     orders: bool = True,
+    ranks: int | None = None,
 ) -> Experiment:
     """Loads the data set and builds task and model.
 
@@ -121,13 +122,16 @@ def build(
         device: Where to train.
         orders: Compute what follows the graph: orders and spectral starts of embeddings, the task's order.
             Not needed where stored weights are loaded next, which hold it.
+        ranks: The number of processes that a run was begun with, if not the present one: it decides how
+            large global batches are.
     """
     with first_ones_first():
         benchmark = load_dataset(
             config.dataset_name, root=data_root, task=config.task_name, seed=config.seed, **config.data
         )
     options: dict[str, Any] = dict(config.task)
-    batch = config.train.batch_size * config.train.accumulate * rank_and_world()[1]
+    begun = rank_and_world()[1] if ranks is None else ranks
+    batch = config.train.batch_size * config.train.accumulate * begun
     try:
         task: Task = TASKS.get(config.task_name).target(
             benchmark, config.seed, batch, config.train.eval_batch_size, device, **options
@@ -145,6 +149,9 @@ def build(
             place_embeddings(model, benchmark, config.seed, folder, task.rows)
             if task.wants_order:
                 _give_order(task, model, folder)
+    for module in model.modules():
+        if getattr(module, "assignment", None) == "partition" and isinstance(module.position, Tensor):
+            task.follow_rows(module.position)
     return Experiment(benchmark, task, model)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,17 @@ from torch_geometric.data import Data
 
 from graphkit.config import RunConfig
 from graphkit.data import Benchmark
+from graphkit.distributed.embedding import PartitionedEmbedding
+from graphkit.distributed.mapped import MappedEmbedding
+from graphkit.environment import rank_and_world
 from graphkit.errors import UserError
 from graphkit.experiment import build, pick_device
+from graphkit.nn.embedding.elsewhere import without_tables
+from graphkit.nn.embedding.partition_range import range_of
 from graphkit.run import Run
 from graphkit.tasks.base import Task
-from graphkit.train.checkpoint import load_best
+from graphkit.train.checkpoint import BestWeights, open_best
+from graphkit.train.sharded import StoredRows
 
 __all__ = ["Predictor", "load"]
 
@@ -131,7 +137,10 @@ class Predictor:
 
 
 def load(run: str | Path, *, data_root: str | Path | None = None, device: str = "cpu") -> Predictor:
-    """Opens a run with its best weights.
+    """Opens a run with its best weights, which are verified first.
+
+    The rows of a partitioned table, whichever number of ranks trained it, stay in their files on the CPU:
+    they are mapped into memory, and a look-up reads its own.
 
     Args:
         run: The run's folder, or ``runs/<model>-<dataset>`` for the newest run in it.
@@ -144,11 +153,53 @@ def load(run: str | Path, *, data_root: str | Path | None = None, device: str = 
     opened = Run.open(run)
     root = _data_root(opened) if data_root is None else Path(data_root)
     place = pick_device(device)
-    benchmark, task, model = build(opened.config, data_root=root, device=place, orders=False)
+    with without_tables():
+        benchmark, task, model = build(opened.config, data_root=root, device=place, orders=False)
     _check_data(opened, benchmark)
     if any(True for _ in model.parameters()):
-        model.load_state_dict(load_best(opened.checkpoints))
+        best = open_best(opened.checkpoints)
+        try:
+            _put_in(model, best, task.device)
+        except (RuntimeError, ValueError, AttributeError) as error:
+            raise UserError(f"{opened.checkpoints} is of another model: {error}") from error
     return Predictor(opened, benchmark, task, model.to(task.device).eval())
+
+
+def _put_in(model: nn.Module, best: BestWeights, device: torch.device) -> None:
+    """Gives a model the best weights of a run; tables by rows are mapped where that is possible.
+
+    Raises:
+        RuntimeError: They are another model's.
+    """
+    _put_in_rows(model, best.rows, device)
+    tables = tuple(f"{name}.part" for name, part in model.named_modules() if type(part) is MappedEmbedding)
+    missing, unexpected = model.load_state_dict(best.tensors, strict=False)
+    missing = [name for name in missing if name not in best.rows and not name.startswith(tables)]
+    missing += [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if missing or unexpected:
+        raise RuntimeError(f"missing are {missing}, unexpected {unexpected}")
+
+
+def _put_in_rows(model: nn.Module, tables: Mapping[str, StoredRows], device: torch.device) -> None:
+    """Puts stored tables in the place of partitioned parameters: of each, the rows of this process."""
+    rank, world = rank_and_world()
+    for name, stored in tables.items():
+        path, _, own = name.rpartition(".")
+        module = model.get_submodule(path)
+        parameter = module.get_parameter(own)
+        rows, count = range_of(stored.shape[0], rank, world)
+        if tuple(parameter.shape) != (count, *stored.shape[1:]):
+            raise RuntimeError(f"'{name}' has shape {list(stored.shape)}, not {list(parameter.shape)}")
+        parts = [part for _, part, _ in stored.parts if len(part)]
+        mappable = world == 1 and device.type == "cpu" and path != ""
+        if mappable and len(parts) > 1 and isinstance(module, PartitionedEmbedding):
+            mapped = MappedEmbedding(module, parts)
+            parent, _, child = path.rpartition(".")
+            setattr(model.get_submodule(parent), child, mapped)
+            continue
+        fresh = nn.Parameter(stored.read(rows.start, rows.start + count).to(device))
+        fresh.partitioned, fresh.rows = True, rows  # type: ignore[attr-defined]
+        setattr(module, own, fresh)
 
 
 def _data_root(run: Run) -> Path:

@@ -3,7 +3,7 @@
 ``runs/<model>-<dataset>/<YYYYmmdd-HHMMSS>-<seed>/`` holds::
 
     config.yaml      the complete configuration
-    place.json       where the data lay; no part of the configuration
+    place.json       where the data lay and how many ranks there were; no part of the configuration
     metrics.jsonl    one line for each logged step, epoch and evaluation
     checkpoints/     see graphkit.train.checkpoint
     result.json      written once, at the end
@@ -26,6 +26,7 @@ from typing import Any, NoReturn
 import yaml
 
 from graphkit.config import RunConfig
+from graphkit.environment import rank_and_world
 from graphkit.errors import UserError
 from graphkit.files import atomic_write, lock
 
@@ -62,7 +63,7 @@ class Run:
         config: RunConfig,
         data_root: str | Path | None = None,
         *,
-        launch: str | None = None,
+        launch: Mapping[str, Any] | None = None,
     ) -> Run:
         """Makes a new folder under ``root`` and stores the configuration in it.
 
@@ -70,7 +71,7 @@ class Run:
             root: Folder of all runs.
             config: Complete.
             data_root: Folder of the data sets, for :attr:`data_root`; not stored if absent.
-            launch: What tells the job that makes it from others, for :meth:`of_launch`.
+            launch: What tells it from runs of other jobs and of the same one, for :meth:`of_launch`.
 
         Raises:
             UserError: The folder can't be made.
@@ -90,22 +91,20 @@ class Run:
                 raise UserError(f"no free name for a run in {parent}")
             run = cls(folder, config)
             run._write_config(config)
-            if data_root is not None:
-                place = {"data_root": str(Path(data_root).absolute()), "launch": launch}
-                atomic_write(folder / "place.json", json.dumps(place) + "\n")
+            data = None if data_root is None else str(Path(data_root).absolute())
+            place = {"data_root": data, "launch": launch, "ranks": rank_and_world()[1]}
+            atomic_write(folder / "place.json", json.dumps(place) + "\n")
         except OSError as error:
             raise UserError(f"can't make a run folder in {parent}: {error}") from error
         return run
 
     @classmethod
-    def of_launch(cls, root: str | Path, config: RunConfig, launch: str) -> Run | None:
-        """Returns the run of this configuration that an earlier attempt of the same job made, if any."""
+    def of_launch(cls, root: str | Path, config: RunConfig, launch: Mapping[str, Any]) -> Run | None:
+        """Returns the run of this model, data set and ``launch`` that was made before, if any."""
         for place in sorted(_parent(root, config).glob("*/place.json"), reverse=True):
             try:
-                if json.loads(place.read_text()).get("launch") == launch:
-                    run = cls.open(place.parent)
-                    if run.config.hash() == config.hash():
-                        return run
+                if json.loads(place.read_text()).get("launch") == dict(launch):
+                    return cls.open(place.parent)
             except (OSError, ValueError, AttributeError) as error:
                 _log.warning("%s can't be read (%s)", place, error)
         return None
@@ -141,12 +140,29 @@ class Run:
         Raises:
             UserError: ``place.json`` can't be read.
         """
+        place = self._place()
+        root = place.get("data_root")
+        return None if root is None else Path(root)
+
+    @property
+    def ranks(self) -> int:
+        """The number of processes that it was begun with, which decides how large a global batch is.
+
+        Raises:
+            UserError: ``place.json`` can't be read.
+        """
+        return int(self._place().get("ranks", 1))
+
+    def _place(self) -> dict[str, Any]:
         path = self.folder / "place.json"
         if not path.exists():
-            return None
+            return {}
         try:
-            return Path(json.loads(path.read_text())["data_root"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            place: dict[str, Any] = json.loads(path.read_text())
+            int(place.get("ranks", 1))
+            Path(place.get("data_root") or "")
+            return place
+        except (OSError, ValueError, AttributeError, TypeError) as error:
             raise UserError(f"can't read {path} ({error}); delete it and name the data's folder") from error
 
     @property

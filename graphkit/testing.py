@@ -205,7 +205,7 @@ def on_ranks(world: int, work: Callable[[int], object], folder: Path, *, seconds
             code = 1
             try:
                 torch.set_num_threads(1)
-                meeting = dist.FileStore(str(store), world)
+                meeting = dist.FileStore(str(store), world)  # type: ignore[attr-defined]
                 wait = timedelta(seconds=seconds)
                 dist.init_process_group("gloo", store=meeting, rank=rank, world_size=world, timeout=wait)
                 work(rank)

@@ -7,10 +7,11 @@ import importlib.util
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import yaml
+from torch import nn
 
 from graphkit.commands.catalogue import plain
 from graphkit.commands.parser import Parser
@@ -22,6 +23,7 @@ from graphkit.errors import UserError
 from graphkit.experiment import build, choose_task, pick_device
 from graphkit.files import atomic_write
 from graphkit.logging import RunLogger
+from graphkit.nn.embedding import Embedding, EmbeddingConfig
 from graphkit.parsing import from_file, make_parser, resolve, sectioned, set_values
 from graphkit.recipes import default_recipe, find_recipe
 from graphkit.registry import DATASETS, MODELS, TASKS
@@ -103,16 +105,26 @@ def run_once(
     Raises:
         UserError: The run is in use, or what the configuration names can't be built; no new folder is left.
     """
-    experiment = build(config, data_root=data_root, device=pick_device(device))
+    launch = None if launch_id() is None else {"job": launch_id(), "config": config.hash()}
+    earlier = run
+    if run is None and launch is not None and attempt() > 0:  # torchrun starts a job again as it began
+        earlier = same_everywhere(Run.of_launch(runs, config, launch))
+    config = config if earlier is None or earlier is run else earlier.config
+    begun = None if earlier is None else earlier.ranks
+    experiment = build(config, data_root=data_root, device=pick_device(device), ranks=begun)
+    config = _settled(config, experiment.model)
     Trainer.check(experiment.model, experiment.task, config)  # complains before a folder is made
-    opened = _opened(config, runs, data_root, run)
+    opened = earlier
+    if opened is None:
+        made = Run.create(runs, config, data_root, launch=launch) if rank_and_world()[0] == 0 else None
+        opened = same_everywhere(made)
     if announce:
         print(yaml.safe_dump(config.to_dict(), sort_keys=False), flush=True)
     logger = RunLogger(opened, tensorboard=tensorboard)
     try:
         result = Trainer(experiment.model, experiment.task, config, opened, logger).fit()
     except BaseException:
-        if run is None and rank_and_world()[0] == 0:
+        if earlier is None and rank_and_world()[0] == 0:
             opened.discard_if_empty()
         raise
     if rank_and_world()[0] == 0:
@@ -124,18 +136,13 @@ def run_once(
     return result
 
 
-def _opened(config: RunConfig, runs: str | Path, data_root: str | Path, run: Run | None) -> Run:
-    """Returns rank 0's run on all ranks: the given one, that of an earlier attempt, a new one.
-
-    torchrun starts a job again as it was started first, so it is by its launch that its run is found.
-    """
-    if rank_and_world()[0] == 0 and run is None:
-        launch = launch_id()
-        if launch is not None and attempt() > 0:
-            run = Run.of_launch(runs, config, launch)
-        run = run or Run.create(runs, config, data_root=data_root, launch=launch)
-    folder = same_everywhere(run.folder if run is not None else None)
-    return run if run is not None and run.folder == folder else Run(folder, config)
+def _settled(config: RunConfig, model: nn.Module) -> RunConfig:
+    """Puts what a plan has chosen in place of an embedding's ``auto``: other numbers of ranks may load it."""
+    asked = config.model.get("embedding")
+    if EmbeddingConfig.of(asked).kind != "auto":
+        return config
+    chosen = next(m.config for m in model.modules() if isinstance(m, Embedding) and m.config is not None)
+    return replace(config, model={**config.model, "embedding": asdict(chosen)})
 
 
 def result_line(result: Result) -> str:

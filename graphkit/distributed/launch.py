@@ -15,6 +15,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from graphkit.distributed.ranks import barrier
 from graphkit.environment import rank_and_world
@@ -86,7 +87,7 @@ def process_group(minutes: float = TIMEOUT_MINUTES) -> Iterator[None]:
     dist.destroy_process_group()  # after an error the connections last until the traceback is printed
 
 
-def _join(minutes: float) -> dist.Store:
+def _join(minutes: float) -> PrefixStore:
     """Makes the process group, with a name space of its own for each attempt of torchrun.
 
     torchrun's store keeps the keys of an attempt that died, and the next would take them for its own
@@ -96,8 +97,8 @@ def _join(minutes: float) -> dist.Store:
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    base = dist.TCPStore(host, port, world, rank == 0 and not agent, timeout=wait, wait_for_workers=False)
-    store = dist.PrefixStore(f"graphkit/{attempt()}", base)
+    base = TCPStore(host, port, world, rank == 0 and not agent, timeout=wait, wait_for_workers=False)
+    store = PrefixStore(f"graphkit/{attempt()}", base)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"

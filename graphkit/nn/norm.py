@@ -50,7 +50,7 @@ class SafeBatchNorm(nn.BatchNorm1d):
     def _across(self, x: Tensor, across: Across) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)
         running = (self.running_mean, self.running_var)
-        out, mean, var, rows = _Normalise.apply(x.to(wide), *running, self.eps, across)  # type: ignore[no-untyped-call]
+        out, mean, var, rows = _Normalise.apply(x.to(wide), *running, self.eps, across)
         self.follow(mean, var, rows)
         if self.affine:
             out = out * self.weight + self.bias
@@ -135,5 +135,5 @@ def total_across(values: Tensor, across: Across | None) -> Tensor:
     """Returns the sum of ``values`` over the shards of a batch, with its gradient; they as they are alone."""
     if across is None:
         return values
-    total: Tensor = _Total.apply(values, across)  # type: ignore[no-untyped-call]
+    total: Tensor = _Total.apply(values, across)
     return total

@@ -82,6 +82,12 @@ class Task(ABC):
     def renumber(self, position: Tensor) -> None:  # noqa: B027 - only for those that want it
         """Takes positions ``[N]`` of the nodes, neighbours near each other."""
 
+    def follow_rows(self, slot: Tensor) -> None:  # noqa: B027 - only for those that can
+        """Takes the slots ``[N]`` of the nodes' rows, of which each rank holds a range.
+
+        A rank may then be given the examples of each batch whose rows it is likely to hold.
+        """
+
     def prepare(self, model: nn.Module) -> None:  # noqa: B027 - only for those that want it
         """Gives a new model what it takes over from the data, before weights are loaded."""
 

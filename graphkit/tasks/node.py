@@ -47,6 +47,13 @@ class NodeModelProtocol(Protocol):
     ) -> Tensor: ...
 
 
+@runtime_checkable
+class Prefetching(Protocol):
+    """A table that takes a request for rows ahead of the look-up of just these ids."""
+
+    def prefetch(self, ids: Tensor) -> None: ...
+
+
 class NodeBatch(NamedTuple):
     """One shard of a batch.
 
@@ -133,6 +140,7 @@ class NodeTask(Task):
         self.rows, self.num_nodes = rows, rows.num_rows
         self.sampled = bool(fanouts)
         self.whole_graph = not self.sampled
+        self._slot: Tensor | None = None
         self.target_share, self.loss_name, self.cluster, self.workers = target_share, loss, cluster, workers
         self.sampler = NeighborSampler(rows, fanouts, seed=seed) if fanouts else None
         self.eval_sampler = NeighborSampler(rows, eval_fanouts, seed=seed) if eval_fanouts else None
@@ -186,6 +194,9 @@ class NodeTask(Task):
             self.x = as_features(self.benchmark.data.x[old]).to(self.device)
         self._old, self._new = old.to(self.device), new.to(self.device)
 
+    def follow_rows(self, slot: Tensor) -> None:
+        self._slot = slot.cpu()
+
     @property
     def steps_per_epoch(self) -> int:
         return math.ceil(self._targets_per_epoch / self.batch_size) if self.sampled else 1
@@ -203,6 +214,9 @@ class NodeTask(Task):
     def shard(self, batch: NodeBatch, index: int, parts: int) -> NodeBatch:
         epoch, step, _, _ = batch.place
         targets = batch.targets[index::parts]
+        if self._slot is not None and parts > 1:  # equally many for each, near the rows that it holds
+            near = torch.argsort(self._slot[batch.targets], stable=True)
+            targets = batch.targets[near].tensor_split(parts)[index]
         if self.cluster:  # whole blocks
             size = -(-batch.targets.numel() // (self.cluster * parts)) * self.cluster
             targets = batch.targets[index * size : (index + 1) * size]
@@ -221,6 +235,7 @@ class NodeTask(Task):
             logits = out.index_select(0, self._place(batch.targets))
         else:
             logits = self._on_blocks(model, self._sample(batch))
+            self._send_ahead(model, batch)
         y = self.y[batch.targets].to(logits.device)
         return Loss(self._losses(wide(logits), y).sum(), float(batch.num_targets))
 
@@ -343,6 +358,19 @@ class NodeTask(Task):
                 shard = self.shard(self.batch(epoch, later), index, parts)
                 self._ahead[place] = self._submit(self._draw, shard)
         return waiting.result() if waiting is not None else self._draw(batch)
+
+    def _send_ahead(self, model: nn.Module, batch: NodeBatch) -> None:
+        """Has partitioned tables ask for the next step's rows while this one's gradients are computed."""
+        epoch, step, index, parts = batch.place
+        place = (epoch, step + 1, index, parts)
+        tables = [module for module in model.modules() if isinstance(module, Prefetching)]
+        if place not in self._ahead or not tables:
+            return
+        sample = self._ahead[place].result().to(self.device)
+        self._ahead[place] = Future()
+        self._ahead[place].set_result(sample)  # the look-up must be given the very same tensor
+        for table in tables:
+            table.prefetch(sample.n_id)
 
     def _draw(self, batch: NodeBatch) -> SampledBatch:
         assert self.sampler is not None

@@ -9,6 +9,8 @@ after an evaluation)::
     state.json              position, best so far, generators, scaler, format
     config.json             the run's configuration
     best.safetensors        weights of the best evaluation, unless those are model.safetensors
+    model.rows/ optimizer.rows/ best.rows/
+                            the same of partitioned tables, a file a rank (:mod:`graphkit.train.sharded`)
     MANIFEST.json           SHA-256 and size of each file above, and of itself
 
 It is written under a temporary name, flushed to disk and renamed once: from then on it counts. The pointer
@@ -22,64 +24,54 @@ as an epoch. Since the best is part of each checkpoint, a resumed run knows exac
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import safetensors
 from torch import Tensor
 
+from graphkit.environment import rank_and_world
 from graphkit.errors import UserError
 from graphkit.files import atomic_write, sync_folder
-from graphkit.train.tensors import pack, read_tensors, tensor_bytes, unpack
+from graphkit.nn.embedding.partition_range import RowRange
+from graphkit.train.contents import (
+    FORMAT,
+    PLAIN_FORMAT,
+    BestWeights,
+    Snapshot,
+    read_best,
+    read_checkpoint,
+)
+from graphkit.train.manifest import (
+    BEST_ROWS,
+    MODEL_ROWS,
+    OPTIMIZER_ROWS,
+    DamagedError,
+    entry_of,
+    manifest_text,
+)
+from graphkit.train.sharded import Shard, agree, raise_together, save_rows
+from graphkit.train.tensors import pack, tensor_bytes
 
 __all__ = [
     "FORMAT",
+    "BestWeights",
     "CheckpointStore",
     "DamagedError",
     "Snapshot",
     "load_best",
+    "open_best",
     "read_checkpoint",
 ]
 
-FORMAT = 1
-"""Version of the layout above; a checkpoint of a newer one is refused, of an older one read or refused."""
-
 _NAME = re.compile(r"^step-(\d{8,})(?:\.(\d+))?$")
-_REQUIRED = ("model.safetensors", "optimizer.safetensors", "optimizer.json", "state.json", "config.json")
 _log = logging.getLogger("graphkit")
-
-
-class DamagedError(Exception):
-    """A checkpoint isn't what was written; the message names the file."""
-
-
-@dataclass
-class Snapshot:
-    """What one checkpoint holds, on the CPU.
-
-    Attributes:
-        model: ``state_dict`` of the model.
-        optimizer: ``state_dict`` of the optimizer, ``None`` for a model without parameters.
-        state: JSON values: position, counters, generators, scaler.
-        config: The run's configuration.
-        best: ``state_dict`` of the best evaluation, ``None`` before the first.
-        best_is_model: The best weights are these weights.
-    """
-
-    model: Mapping[str, Tensor]
-    optimizer: Any
-    state: dict[str, Any]
-    config: dict[str, Any]
-    best: Mapping[str, Tensor] | None = None
-    best_is_model: bool = False
+_T = TypeVar("_T")
 
 
 def fault_point(name: str) -> None:
@@ -111,6 +103,8 @@ class CheckpointStore:
     def save(self, snapshot: Snapshot, updates: int) -> Path:
         """Writes a checkpoint and publishes it.
 
+        With partitioned tables all ranks call it together, and each writes its rows; without them one does.
+
         Args:
             snapshot: What to save.
             updates: Steps done, which gives the name.
@@ -119,52 +113,105 @@ class CheckpointStore:
             The new directory.
 
         Raises:
-            UserError: The disk is full or can't be written; earlier checkpoints are untouched.
+            UserError: The disk is full or can't be written, for any rank; earlier checkpoints are untouched.
         """
-        name = self._free_name(updates)
-        temporary = self.folder / f".tmp-{name}-{os.getpid()}"
+        settle = raise_together if snapshot.ranges else _raise
+        first = not snapshot.ranges or rank_and_world()[0] == 0
+        name, owner = self._free_name(updates), os.getpid()
+        if snapshot.ranges:
+            name, owner = agree((name, owner))[0]
+        temporary = self.folder / f".tmp-{name}-{owner}"
+        tensors: dict[str, Tensor] = {}
+        shards: dict[str, Shard] = {}
+        tree, error = None, None
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._sweep()
-            temporary.mkdir()
-            self._write_all(temporary, snapshot)
-            fault_point("before rename")
-            os.rename(temporary, self.folder / name)
-            fault_point("after rename")
-            sync_folder(self.folder)
-            atomic_write(self.folder / "last", name + "\n")
-            fault_point("between pointers")
-            if snapshot.best is not None:
-                file = "model.safetensors" if snapshot.best_is_model else "best.safetensors"
-                atomic_write(self.folder / "best", f"{name}/{file}\n")
-        except OSError as error:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise UserError(f"can't write checkpoint {self.folder / name}: {error}") from error
-        fault_point("before prune")
-        self._prune()
+            tree = pack(snapshot.optimizer, tensors, rows=shards)
+            if first:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._sweep()
+                temporary.mkdir()
+        except Exception as problem:
+            error = self._told(problem, name)
+        settle(error)
+        try:
+            # Fails on all ranks or on none, so nothing has to be settled after it.
+            listing = self._write_rows(temporary, snapshot, shards) if snapshot.ranges else {}
+        except Exception as problem:
+            if first:
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise self._told(problem, name) from problem
+        if first:
+            try:
+                self._write_all(temporary, snapshot, tree, tensors, listing)
+                self._publish(temporary, name, snapshot)
+            except Exception as problem:
+                shutil.rmtree(temporary, ignore_errors=True)
+                error = self._told(problem, name)
+        settle(error)
+        if first:
+            fault_point("before prune")
+            self._prune()
         return self.folder / name
 
-    def _write_all(self, folder: Path, snapshot: Snapshot) -> None:
-        tensors: dict[str, Tensor] = {}
-        tree = pack(snapshot.optimizer, tensors)
-        state = {"format": FORMAT, **snapshot.state, "best_is_model": snapshot.best_is_model}
+    def _told(self, problem: Exception, name: str) -> Exception:
+        """Returns what to tell of a problem: one line of a disk's, the problem itself if it is a mistake."""
+        if not isinstance(problem, (OSError, UserError)):
+            return problem
+        told = UserError(f"can't write checkpoint {self.folder / name}: {problem}")
+        told.__cause__ = problem
+        return told
+
+    def _publish(self, temporary: Path, name: str, snapshot: Snapshot) -> None:
+        fault_point("before rename")
+        os.rename(temporary, self.folder / name)
+        fault_point("after rename")
+        sync_folder(self.folder)
+        atomic_write(self.folder / "last", name + "\n")
+        fault_point("between pointers")
+        if snapshot.best is not None:
+            file = "model.safetensors" if snapshot.best_is_model else "best.safetensors"
+            atomic_write(self.folder / "best", f"{name}/{file}\n")
+
+    def _write_rows(self, folder: Path, snapshot: Snapshot, optimizer: dict[str, Shard]) -> dict[str, Any]:
+        """Writes the rows of all ranks, which call it together; returns their part of the manifest."""
+        groups = {MODEL_ROWS: _shards(snapshot.model, snapshot.ranges), OPTIMIZER_ROWS: optimizer}
+        if snapshot.best is not None and not snapshot.best_is_model:
+            groups[BEST_ROWS] = _shards(snapshot.best, snapshot.ranges)
+        listing: dict[str, Any] = {}
+        for group, shards in groups.items():
+            for file, entry in save_rows(folder / group, shards).items():
+                listing[f"{group}/{file}"] = entry
+            fault_point(f"after {group}")
+        return listing
+
+    def _write_all(
+        self,
+        folder: Path,
+        snapshot: Snapshot,
+        tree: Any,
+        tensors: Mapping[str, Tensor],
+        listing: dict[str, Any],
+    ) -> None:
+        form = FORMAT if listing else PLAIN_FORMAT
+        state = {"format": form, **snapshot.state, "best_is_model": snapshot.best_is_model}
         contents: dict[str, Any] = {
-            "model.safetensors": snapshot.model,
+            "model.safetensors": _without(snapshot.model, snapshot.ranges),
             "optimizer.safetensors": tensors,
             "optimizer.json": tree,
             "state.json": state,
             "config.json": snapshot.config,
         }
         if snapshot.best is not None and not snapshot.best_is_model:
-            contents["best.safetensors"] = snapshot.best
-        listing = {}
+            contents["best.safetensors"] = _without(snapshot.best, snapshot.ranges)
         for name, content in contents.items():
             tensor_file = name.endswith(".safetensors")
             data = tensor_bytes(content) if tensor_file else json.dumps(content, default=str).encode()
-            listing[name] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+            listing[name] = entry_of(data)
             write_flushed(folder / name, data)
             fault_point(f"after {name}")
-        write_flushed(folder / "MANIFEST.json", _manifest_text(listing).encode())
+        for group in {name.split("/")[0] for name in listing if "/" in name}:
+            sync_folder(folder / group)
+        write_flushed(folder / "MANIFEST.json", manifest_text(listing).encode())
         fault_point("after MANIFEST.json")
         sync_folder(folder)
 
@@ -194,27 +241,49 @@ class CheckpointStore:
 
     # Loading
 
-    def load(self, *, repair: bool = False) -> Snapshot | None:
+    def load(self, *, repair: bool = False, together: bool = False) -> Snapshot | None:
         """Returns the newest good checkpoint, ``None`` if there never was one.
 
         Args:
             repair: Rename damaged checkpoints to ``damaged-...``, so that the run goes on without them.
+            together: All ranks call it at once and get the same one, which is good for all of them. Each
+                verifies the files that it will read; otherwise all files are verified.
 
         Raises:
             UserError: All are damaged, or one comes from a newer format.
         """
+        share = rank_and_world() if together else None
+        return self._newest(lambda folder: read_checkpoint(folder, share=share), repair, together)
+
+    def open_best(self) -> BestWeights | None:
+        """Returns the best weights of the newest good checkpoint; of the optimizer's rows nothing is read.
+
+        Raises:
+            UserError: As in :meth:`load`, or nothing was evaluated yet.
+        """
+        return self._newest(read_best, repair=False, together=False)
+
+    def _newest(self, read: Callable[[Path], _T], repair: bool, together: bool) -> _T | None:
         problems = []
-        for name in reversed(self.names()):
+        first = not together or rank_and_world()[0] == 0
+        names = agree(self.names())[0] if together else self.names()
+        for name in reversed(names):
+            found: _T | None = None
+            problem: str | None = None
             try:
-                snapshot = read_checkpoint(self.folder / name)
+                found = read(self.folder / name)
             except DamagedError as error:
-                problems.append(str(error))
-                _log.warning("checkpoint damaged: %s; trying the one before", error)
+                problem = str(error)
+            seen = agree(problem) if together else [problem]
+            problem = next((text for text in seen if text is not None), None)
+            if problem is None:
+                self.in_use = name
+                return found
+            problems.append(problem)
+            if first:
+                _log.warning("checkpoint damaged: %s; trying the one before", problem)
                 if repair:
                     self._set_aside(name)
-                continue
-            self.in_use = name
-            return snapshot
         if problems:
             raise UserError(f"no checkpoint in {self.folder} is intact: {'; '.join(problems)}")
         return None
@@ -230,40 +299,8 @@ class CheckpointStore:
             _log.warning("damaged checkpoint %s could not be renamed: %s", self.folder / name, error)
 
 
-def read_checkpoint(folder: Path) -> Snapshot:
-    """Verifies and reads one checkpoint.
-
-    Raises:
-        DamagedError: A file is missing, additional (and not hidden), cut short, changed or unreadable.
-        UserError: The format is newer than this version of graphkit.
-    """
-    files = _verified_files(folder)
-    try:
-        state = json.loads(files["state.json"])
-        if state["format"] > FORMAT:
-            raise UserError(
-                f"{folder} has checkpoint format {state['format']}, this graphkit reads up to {FORMAT}; "
-                "update graphkit to use it"
-            )
-        model = read_tensors(files["model.safetensors"])
-        tensors = read_tensors(files["optimizer.safetensors"])
-        best = read_tensors(files["best.safetensors"]) if "best.safetensors" in files else None
-        return Snapshot(
-            model=model,
-            optimizer=unpack(json.loads(files["optimizer.json"]), tensors),
-            state=state,
-            config=json.loads(files["config.json"]),
-            best=model if state["best_is_model"] else best,
-            best_is_model=state["best_is_model"],
-        )
-    except UserError:
-        raise
-    except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
-        raise DamagedError(f"{folder} doesn't hold what a checkpoint holds ({error})") from error
-
-
-def load_best(folder: Path) -> dict[str, Tensor]:
-    """Returns the best weights of a run's newest good checkpoint.
+def open_best(folder: Path) -> BestWeights:
+    """Opens the best weights of a run's newest good checkpoint, without reading more of them than is asked.
 
     Args:
         folder: The ``checkpoints`` folder of a run.
@@ -271,12 +308,23 @@ def load_best(folder: Path) -> dict[str, Tensor]:
     Raises:
         UserError: There is no checkpoint, none is intact, or nothing was evaluated yet.
     """
-    snapshot = CheckpointStore(folder).load()
-    if snapshot is None:
+    best = CheckpointStore(folder).open_best()
+    if best is None:
         raise UserError(f"{folder} holds no checkpoint")
-    if snapshot.best is None:
-        raise UserError(f"{folder}: nothing was evaluated yet, so there are no best weights")
-    return dict(snapshot.best)
+    return best
+
+
+def load_best(folder: Path) -> dict[str, Tensor]:
+    """Returns the best weights of a run's newest good checkpoint, partitioned tables in one piece.
+
+    Args:
+        folder: The ``checkpoints`` folder of a run.
+
+    Raises:
+        UserError: There is no checkpoint, none is intact, or nothing was evaluated yet.
+    """
+    best = open_best(folder)
+    return {**best.tensors, **{name: rows.read(0, rows.shape[0]) for name, rows in best.rows.items()}}
 
 
 def write_flushed(path: Path, data: bytes) -> None:
@@ -288,40 +336,17 @@ def write_flushed(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _verified_files(folder: Path) -> dict[str, bytes]:
-    try:
-        text = (folder / "MANIFEST.json").read_text()
-        listing = json.loads(text)["files"]
-        genuine = text == _manifest_text(listing)
-        # Hidden files (.DS_Store, ._*, .nfs*) are a file manager's or a file system's, and no harm.
-        present = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-        present.discard("MANIFEST.json")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedError(f"{folder / 'MANIFEST.json'} can't be read ({error})") from error
-    if not genuine:
-        raise DamagedError(f"{folder / 'MANIFEST.json'} was changed")
-    for name in sorted(set(listing) | set(_REQUIRED)):
-        if name not in present or name not in listing:
-            raise DamagedError(f"{folder / name} is missing")
-    for name in sorted(present - set(listing)):
-        raise DamagedError(f"{folder / name} doesn't belong there")
-    files = {}
-    for name, expected in listing.items():
-        try:
-            files[name] = data = (folder / name).read_bytes()
-        except OSError as error:
-            raise DamagedError(f"{folder / name} can't be read ({error})") from error
-        if len(data) != expected["size"]:
-            raise DamagedError(f"{folder / name} has {len(data)} bytes instead of {expected['size']}")
-        if hashlib.sha256(data).hexdigest() != expected["sha256"]:
-            raise DamagedError(f"{folder / name} was changed since it was written (SHA-256 differs)")
-    return files
+def _shards(tensors: Mapping[str, Tensor], ranges: Mapping[str, RowRange]) -> dict[str, Shard]:
+    return {name: Shard(tensors[name], rows) for name, rows in ranges.items()}
 
 
-def _manifest_text(listing: dict[str, Any]) -> str:
-    """The manifest with its own hash, in the only spelling that is accepted."""
-    digest = hashlib.sha256(json.dumps(listing, sort_keys=True).encode()).hexdigest()
-    return json.dumps({"files": listing, "sha256": digest}, sort_keys=True, indent=1) + "\n"
+def _without(tensors: Mapping[str, Tensor], ranges: Mapping[str, RowRange]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if name not in ranges}
+
+
+def _raise(error: Exception | None) -> None:
+    if error is not None:
+        raise error
 
 
 def _order(name: str) -> tuple[int, int] | None:

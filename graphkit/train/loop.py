@@ -83,6 +83,8 @@ class Trainer:
         self.logger = logger or RunLogger(run)
         self.optimizer = build_optimizer(self.model, config.optim)
         self.parallel = DataParallel(self.model, task)
+        # a run keeps its global batches when it goes on with other ranks; there may be more shards then
+        self.parts = math.lcm(config.train.accumulate * (run.ranks if run else self.world), self.world)
         self.scaler = torch.amp.GradScaler("cuda") if config.train.precision == "fp16" else None
         self.steps = task.steps_per_epoch
         self.state = TrainState()
@@ -207,17 +209,16 @@ class Trainer:
             The batch's loss, the gradient norm of each group, and the loss's divisor.
         """
         assert self.optimizer is not None
-        parts = self.config.train.accumulate * self.world
         batch = self.task.batch(epoch, step)
         exact = torch.float32 if self.device.type == "mps" else torch.float64
         total = torch.zeros((), device=self.device, dtype=exact)
         divisor = 1.0
-        for micro in range(self.config.train.accumulate):
-            reseed(derive_seed(self.config.seed, "dropout", epoch, step, micro, self.rank))
-            last = micro == self.config.train.accumulate - 1
-            with self.parallel.accumulating(last):
+        for index in range(self.rank, self.parts, self.world):
+            # by the shard, so that it draws the same whichever rank computes it
+            reseed(derive_seed(self.config.seed, "dropout", epoch, step, index, 0))
+            with self.parallel.accumulating(last=index + self.world >= self.parts):
                 with self._autocast():
-                    part = self.parallel.loss(batch, micro * self.world + self.rank, parts)
+                    part = self.parallel.loss(batch, index, self.parts)
                 divisor = float(part.divisor)
                 loss = part.total / divisor
                 if loss.requires_grad:  # an empty shard may have nothing to learn from
@@ -342,7 +343,9 @@ class Trainer:
         if self.rank == 0:
             self.tick()
             self.state.log_bytes = self.logger.position()
-            self.store.save(take_snapshot(self), self.state.updates)
+        snapshot = take_snapshot(self)
+        if self.rank == 0 or snapshot.ranges:  # every rank has rows of its own to save, or none has
+            self.store.save(snapshot, self.state.updates)
         self._saved = position
 
     def _resume(self) -> None:
@@ -350,9 +353,7 @@ class Trainer:
         self._begun = time.perf_counter()
         self.fingerprint = getattr(self.task.benchmark, "fingerprint", None)
         if self.store is not None and self.optimizer is not None:
-            snapshot = self.store.load(repair=True) if self.rank == 0 else None
-            ranks.barrier()  # damaged checkpoints are out of the way
-            snapshot = self.store.load() if self.rank else snapshot
+            snapshot = self.store.load(repair=True, together=True)
             if snapshot is not None:
                 put_back(self, snapshot)
                 self._saved = (self.state.updates, self.state.epoch)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from graphkit.config import OptimConfig
+from graphkit.distributed.ranks import all_sum
 from graphkit.errors import UserError, did_you_mean
-from graphkit.train.lazy_adam import LazyAdam
+from graphkit.train.lazy_adam import LazyAdam, RowAdamW, RowSGD, row_gradient
 
 __all__ = [
     "build_optimizer",
@@ -69,20 +70,33 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
         return None
     parameters = [p for group in groups for p in group["params"]]
     fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
-    sparse = any(getattr(module, "sparse", False) is True for module in model.modules())
-    if sparse and (config.weight_decay or config.momentum):
+    common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": fused or None}
+    if config.name == "sgd":
+        common["momentum"] = config.momentum
+    tables = _tables(model)
+    if not tables:
+        return _KINDS[config.name](groups, **common)
+    if config.rows != "same":
+        return _ROW_KINDS[config.name](groups, rule=config.rows, tables=tables, **common)
+    if config.weight_decay or config.momentum:
         raise UserError(
             "sparse gradients of an embedding don't go with optim.weight_decay or optim.momentum, which move "
-            "every row at every step; set them to 0, or embedding.sparse to false"
+            "every row at every step; set them to 0, embedding.sparse to false, or optim.rows to a rule for "
+            "rows, and they hold for the rest of the model"
         )
-    common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
-    common["fused"] = (fused and (not sparse or config.name != "sgd")) or None
     if config.name == "sgd":
-        return torch.optim.SGD(groups, momentum=config.momentum, **common)
-    if sparse:  # without a decay adamw and adam are one
-        return LazyAdam(groups, **common)
-    kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
-    return kind(groups, **common)
+        return RowSGD(groups, rule="sgd", **common)
+    return LazyAdam(groups, **common)  # without a decay adamw and adam are one
+
+
+_KINDS: dict[str, Any] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+_ROW_KINDS: dict[str, Any] = {"sgd": RowSGD, "adam": LazyAdam, "adamw": RowAdamW}
+
+
+def _tables(model: nn.Module) -> list[nn.Parameter]:
+    """Returns the parameters of which look-ups touch rows."""
+    sparse = [module for module in model.modules() if getattr(module, "sparse", False) is True]
+    return [p for module in sparse for p in module.parameters(recurse=False) if p.requires_grad]
 
 
 def lr_factor(config: OptimConfig, position: float, epochs: int, steps: int) -> float:
@@ -120,16 +134,33 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> dict[str, float]:
 
 
 def gradient_norms(optimizer: torch.optim.Optimizer) -> Tensor:
-    """Returns the 2-norm of each group's gradients, ``[groups]``, without waiting for the device."""
-    norms = []
+    """Returns the 2-norm of each group's gradients, ``[groups]``, without waiting for the device.
+
+    Rows that live on other ranks count too: all ranks get the same norms, and see each other's NaN. Where a
+    parameter is partitioned this is a collective call.
+    """
+    here: list[Tensor] = []
+    spread: list[Tensor] = []
     for group in optimizer.param_groups:
         for p in group["params"]:
             if p.grad is not None and p.grad.is_sparse:
-                p.grad = p.grad.coalesce()  # a row that occurs twice has one gradient
-        grads = [gradient_values(p.grad) for p in group["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads)
-        norms.append(norm.to(group["params"][0].device, torch.float32))
-    return torch.stack(norms)
+                p.grad = row_gradient(p.grad)  # a row that occurs twice has one gradient
+        device = group["params"][0].device
+        parts = [getattr(p, "partitioned", False) for p in group["params"]]
+        for norms, wanted in ((here, False), (spread, True)):
+            chosen = zip(group["params"], parts, strict=True)
+            grads = [gradient_values(p.grad) for p, part in chosen if p.grad is not None and part is wanted]
+            norms.append(torch.nn.utils.get_total_norm(grads).to(device, _exact(device)))
+    total = torch.stack(here)
+    if any(getattr(p, "partitioned", False) for group in optimizer.param_groups for p in group["params"]):
+        squares = all_sum(torch.stack(spread).square())
+        total = (total.square() + squares).sqrt()
+    return total
+
+
+def _exact(device: torch.device) -> torch.dtype:
+    """The dtype in which a few numbers are added up: that of the norms must not blur float64 training."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def scale_gradients(optimizer: torch.optim.Optimizer, norms: list[float], config: OptimConfig) -> float:

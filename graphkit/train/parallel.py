@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import GradBucket  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
 from graphkit.distributed.ranks import all_max, gather_rows
@@ -157,7 +158,7 @@ class _Ranks:
         return total
 
 
-def _summed(group: dist.ProcessGroup, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+def _summed(group: dist.ProcessGroup, bucket: GradBucket) -> torch.futures.Future[Tensor]:
     """DDP's hook: the sum of gradients; by default it would be their mean."""
     work = dist.all_reduce(bucket.buffer(), group=group, async_op=True)
     done: torch.futures.Future[Tensor] = work.get_future().then(lambda future: future.value()[0])
@@ -165,7 +166,7 @@ def _summed(group: dist.ProcessGroup, bucket: dist.GradBucket) -> torch.futures.
 
 
 # DDP reads the hook's annotations and takes no strings for them
-_summed.__annotations__ |= {"bucket": dist.GradBucket, "return": torch.futures.Future[Tensor]}
+_summed.__annotations__ |= {"bucket": GradBucket, "return": torch.futures.Future[Tensor]}
 
 
 def _sparse_parameters(model: nn.Module) -> list[nn.Parameter]:

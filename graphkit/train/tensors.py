@@ -12,8 +12,17 @@ import torch
 from torch import Tensor
 
 from graphkit.errors import UserError
+from graphkit.train.sharded import Shard, StoredRows
 
-__all__ = ["load_tensors", "pack", "read_tensors", "save_tensors", "tensor_bytes", "unpack"]
+__all__ = [
+    "load_tensors",
+    "map_tensors",
+    "pack",
+    "read_tensors",
+    "save_tensors",
+    "tensor_bytes",
+    "unpack",
+]
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
@@ -52,8 +61,21 @@ def read_tensors(data: bytes) -> dict[str, Tensor]:
     """Reads :func:`tensor_bytes`; aliases come back as the same tensor."""
     tensors: dict[str, Tensor] = safetensors.torch.load(data)
     size = int.from_bytes(data[:8], "little")
-    metadata = json.loads(data[8 : 8 + size]).get("__metadata__") or {}
-    for name, source in json.loads(metadata.get("aliases", "{}")).items():
+    return _with_aliases(tensors, json.loads(data[8 : 8 + size]).get("__metadata__"))
+
+
+def map_tensors(path: Path) -> dict[str, Tensor]:
+    """Maps a file of :func:`tensor_bytes` into memory: what isn't looked at isn't read.
+
+    Changes of the tensors stay in memory.
+    """
+    with safetensors.safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return _with_aliases(tensors, file.metadata())
+
+
+def _with_aliases(tensors: dict[str, Tensor], metadata: Mapping[str, str] | None) -> dict[str, Tensor]:
+    for name, source in json.loads((metadata or {}).get("aliases", "{}")).items():
         tensors[name] = tensors[source]
     return tensors
 
@@ -75,13 +97,14 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"can't read tensors from {path}: {error}") from error
 
 
-def pack(value: Any, tensors: dict[str, Tensor], name: str = "") -> Any:
+def pack(value: Any, tensors: dict[str, Tensor], name: str = "", rows: dict[str, Shard] | None = None) -> Any:
     """Splits nested state into a JSON tree and a flat mapping of tensors.
 
     Args:
-        value: Dictionaries, lists, tuples, tensors and JSON scalars, nested.
+        value: Dictionaries, lists, tuples, tensors, shards and JSON scalars, nested.
         tensors: Receives the tensors under their path, e.g. ``state/0/exp_avg``.
         name: Path of ``value``.
+        rows: Receives the shards likewise.
 
     Returns:
         The tree; :func:`unpack` undoes it.
@@ -92,24 +115,30 @@ def pack(value: Any, tensors: dict[str, Tensor], name: str = "") -> Any:
     if isinstance(value, Tensor):
         tensors[name] = value
         return {"tensor": name}
+    if isinstance(value, Shard) and rows is not None:
+        rows[name] = value
+        return {"rows": name}
     if isinstance(value, Mapping):
-        return {"items": [[key, pack(item, tensors, f"{name}/{key}")] for key, item in value.items()]}
+        items = [[key, pack(item, tensors, f"{name}/{key}", rows)] for key, item in value.items()]
+        return {"items": items}
     if isinstance(value, (list, tuple)):
         kind = "list" if isinstance(value, list) else "tuple"
-        return {kind: [pack(item, tensors, f"{name}/{i}") for i, item in enumerate(value)]}
+        return {kind: [pack(item, tensors, f"{name}/{i}", rows) for i, item in enumerate(value)]}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise UserError(f"state '{name}' is a {type(value).__name__}, which a checkpoint can't hold")
 
 
-def unpack(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """Puts nested state together again."""
+def unpack(tree: Any, tensors: Mapping[str, Tensor], rows: Mapping[str, StoredRows] | None = None) -> Any:
+    """Puts nested state together again; shards come back as the stored tables that they are parts of."""
     if not isinstance(tree, dict):
         return tree
     ((kind, content),) = tree.items()
     if kind == "tensor":
         return tensors[content]
+    if kind == "rows":
+        return (rows or {})[content]
     if kind == "items":
-        return {key: unpack(item, tensors) for key, item in content}
-    items = [unpack(item, tensors) for item in content]
+        return {key: unpack(item, tensors, rows) for key, item in content}
+    items = [unpack(item, tensors, rows) for item in content]
     return tuple(items) if kind == "tuple" else items

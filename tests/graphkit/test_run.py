@@ -23,7 +23,7 @@ def test_create_and_open(run, tmp_path):
     again = Run.open(run.folder)
     assert again.config == run.config
     assert again.config.hash() == run.config.hash()
-    assert [path.name for path in run.folder.iterdir()] == ["config.yaml"]
+    assert sorted(path.name for path in run.folder.iterdir()) == ["config.yaml", "place.json"]
 
 
 def test_values_that_yaml_spells_oddly(tmp_path):

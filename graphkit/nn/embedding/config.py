@@ -17,7 +17,8 @@ class EmbeddingConfig:
 
     Attributes:
         kind: ``dense``: every row of its own; ``tensor_train``: products of small cores; ``hash``: sums of a
-            cluster's rows and hashed ones; ``quotient_remainder``: sums of two rows.
+            cluster's rows and hashed ones; ``quotient_remainder``: sums of two rows; ``auto``: dense,
+            partitioned or tensor train, whichever a plan of memory and traffic finds.
         dim: Width of a row; by default the width that the model works with.
         sparse: Dense only: gradients of the rows that were looked up alone, and a lazy optimizer step.
         init: ``orthogonal``: columns orthonormal up to ``std``; ``gaussian``: independent entries;
@@ -35,10 +36,17 @@ class EmbeddingConfig:
         buckets: Hash: rows for the part of each node's own. Quotient-remainder: number of remainders.
             Chosen from the number of nodes if not given.
         num_hashes: Hash: hashed rows that a node adds up.
-        engine: Tensor train: how rows are computed; ``auto`` looks at the batch.
+        engine: Tensor train: how rows are computed; ``auto`` looks at the batch. Partitioned tables:
+            ``all_to_all``, which ``auto`` means too, or ``torchrec``.
+        partitioned: Dense and tensor train: rows are spread over the ranks, which exchange what they look up.
+        assignment: Partitioned: which rank a row lives on. ``blocks``: by id, or by ``order`` where there is
+            a train; ``hash``: evenly; ``partition``: by a METIS partition of the graph.
+        blocks: Partitioned tensor train: blocks of rows that have a train of their own.
+        memory_gb: ``auto``: what the table may take on a rank, with gradients and the optimizer's state; by
+            default a quarter of the machine's or device's memory, shared by the ranks there.
     """
 
-    kind: Literal["dense", "tensor_train", "hash", "quotient_remainder"] = "dense"
+    kind: Literal["dense", "tensor_train", "hash", "quotient_remainder", "auto"] = "dense"
     dim: int | None = None
     sparse: bool = False
     init: Literal["orthogonal", "gaussian", "spectral"] = "orthogonal"
@@ -51,7 +59,11 @@ class EmbeddingConfig:
     order_seed: int | None = None
     buckets: int | None = None
     num_hashes: int = 2
-    engine: Literal["auto", "full", "prefix", "gather", "fused"] = "auto"
+    engine: Literal["auto", "full", "prefix", "gather", "fused", "all_to_all", "torchrec"] = "auto"
+    partitioned: bool = False
+    assignment: Literal["blocks", "hash", "partition"] = "blocks"
+    blocks: int = 8
+    memory_gb: float | None = None
 
     @classmethod
     def of(cls, value: EmbeddingConfig | Mapping[str, Any] | None) -> EmbeddingConfig:

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from graphkit.errors import UserError
 from graphkit.nn.embedding.additive import HashEmbedding, QuotientRemainderEmbedding
 from graphkit.nn.embedding.base import Embedding
 from graphkit.nn.embedding.config import EmbeddingConfig
 from graphkit.nn.embedding.dense import DenseEmbedding
+from graphkit.nn.embedding.elsewhere import table_device
 from graphkit.nn.embedding.tensor_train import TTEmbedding
 from graphkit.sparse import Adjacency
 
@@ -31,45 +33,96 @@ def make_embedding(config: EmbeddingConfig, num_embeddings: int, embedding_dim: 
         embedding_dim: The width that the model works with; ``config.dim`` goes before it.
 
     Raises:
-        ValueError: An option out of range.
+        ValueError: An option out of range, or options that don't go together.
+        UserError: An engine that isn't installed.
     """
     width = embedding_dim if config.dim is None else config.dim
-    plain: Any = "gaussian" if config.init == "spectral" else config.init  # replaced in fit_to_graph
-    made: Embedding
-    if config.kind == "dense":
-        made = DenseEmbedding(num_embeddings, width, sparse=config.sparse, init=plain, std=config.std)
-    elif config.sparse:
+    if config.kind == "auto" or config.partitioned:  # the plan is printed, and followed where it is asked for
+        from graphkit.distributed.planner import resolve
+
+        config = resolve(config, num_embeddings, width)
+    if config.kind not in _MAKERS:
+        raise ValueError(f"embedding.kind is {config.kind!r}; it must be one of {', '.join(_MAKERS)} or auto")
+    if config.sparse and config.kind != "dense":
         raise ValueError(f"embedding.sparse goes with kind dense, not {config.kind}")
-    elif config.kind == "tensor_train":
-        made = TTEmbedding(
-            num_embeddings,
-            width,
-            rank=config.rank,
-            num_cores=config.num_cores,
-            row_factors=config.row_factors,
-            column_factors=config.column_factors,
-            init=plain,
-            std=config.std,
-            engine=config.engine,
-        )
-    elif config.kind == "hash":
-        made = HashEmbedding(
-            num_embeddings,
-            width,
-            row_factors=config.row_factors,
-            buckets=config.buckets,
-            num_hashes=config.num_hashes,
-            std=0.1 if config.std is None else config.std,
-        )
-    elif config.kind == "quotient_remainder":
-        std = 0.1 if config.std is None else config.std
-        made = QuotientRemainderEmbedding(num_embeddings, width, buckets=config.buckets, std=std)
-    else:
-        raise ValueError(
-            f"embedding.kind is {config.kind!r}; it must be dense, tensor_train, hash or quotient_remainder"
-        )
+    if config.partitioned and config.kind not in _PARTITIONED:
+        raise ValueError(f"embedding.partitioned goes with kind dense or tensor_train, not {config.kind}")
+    if not config.partitioned and config.engine in ("all_to_all", "torchrec"):
+        raise ValueError(f"embedding.engine {config.engine} goes with embedding.partitioned true")
+    maker = _PARTITIONED[config.kind] if config.partitioned else _MAKERS[config.kind]
+    made = maker(config, num_embeddings, width)
     made.config = config
     return made
+
+
+def _start(config: EmbeddingConfig) -> dict[str, Any]:
+    """How the table starts; a spectral start is put in by :func:`fit_to_graph`."""
+    return {"init": "gaussian" if config.init == "spectral" else config.init, "std": config.std}
+
+
+def _train(config: EmbeddingConfig) -> dict[str, Any]:
+    """What makes a tensor train."""
+    return {
+        "rank": config.rank,
+        "num_cores": config.num_cores,
+        "row_factors": config.row_factors,
+        "column_factors": config.column_factors,
+        "engine": "auto" if config.engine == "all_to_all" else config.engine,
+        **_start(config),
+    }
+
+
+def _dense(config: EmbeddingConfig, num_embeddings: int, width: int) -> Embedding:
+    return DenseEmbedding(num_embeddings, width, sparse=config.sparse, **_start(config))
+
+
+def _tensor_train(config: EmbeddingConfig, num_embeddings: int, width: int) -> Embedding:
+    return TTEmbedding(num_embeddings, width, **_train(config))
+
+
+def _hash(config: EmbeddingConfig, num_embeddings: int, width: int) -> Embedding:
+    return HashEmbedding(
+        num_embeddings,
+        width,
+        row_factors=config.row_factors,
+        buckets=config.buckets,
+        num_hashes=config.num_hashes,
+        std=0.1 if config.std is None else config.std,
+    )
+
+
+def _quotient_remainder(config: EmbeddingConfig, num_embeddings: int, width: int) -> Embedding:
+    std = 0.1 if config.std is None else config.std
+    return QuotientRemainderEmbedding(num_embeddings, width, buckets=config.buckets, std=std)
+
+
+def _partitioned_dense(config: EmbeddingConfig, num_embeddings: int, width: int) -> Embedding:
+    if config.engine == "torchrec":
+        raise UserError("embedding.engine torchrec isn't available here; all_to_all needs nothing but torch")
+    from graphkit.distributed.embedding import PartitionedEmbedding
+
+    with table_device():
+        return PartitionedEmbedding(num_embeddings, width, assignment=config.assignment, **_start(config))
+
+
+def _partitioned_train(config: EmbeddingConfig, num_embeddings: int, width: int) -> Embedding:
+    if config.engine == "torchrec":
+        raise UserError("embedding.engine torchrec has full tables only; kind tensor_train takes all_to_all")
+    from graphkit.distributed.tensor_train import PartitionedTTEmbedding
+
+    sizes: dict[str, Any] = {"blocks": config.blocks, "assignment": config.assignment}
+    with table_device():
+        return PartitionedTTEmbedding(num_embeddings, width, **sizes, **_train(config))
+
+
+_Maker = Callable[[EmbeddingConfig, int, int], Embedding]
+_MAKERS: dict[str, _Maker] = {
+    "dense": _dense,
+    "tensor_train": _tensor_train,
+    "hash": _hash,
+    "quotient_remainder": _quotient_remainder,
+}
+_PARTITIONED: dict[str, _Maker] = {"dense": _partitioned_dense, "tensor_train": _partitioned_train}
 
 
 def fit_to_graph(

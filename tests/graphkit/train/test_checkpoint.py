@@ -16,6 +16,7 @@ from graphkit.run import Run
 from graphkit.testing import TinyModel, TinyTask, tiny_config
 from graphkit.train import Trainer, checkpoint, load_best, read_checkpoint
 from graphkit.train.checkpoint import CheckpointStore, DamagedError, Snapshot
+from graphkit.train.manifest import manifest_text
 from graphkit.train.tensors import load_tensors, pack, save_tensors, unpack
 
 FILES = (
@@ -125,10 +126,10 @@ def test_damaged_ones_are_set_aside(store):
 
 
 def test_newer_format_is_refused(store, monkeypatch):
-    monkeypatch.setattr(checkpoint, "FORMAT", 2)
+    monkeypatch.setattr(checkpoint, "PLAIN_FORMAT", 3)
     store.save(snapshot(3.0), 3)
     monkeypatch.undo()
-    with pytest.raises(UserError, match="format 2, this graphkit reads up to 1"):
+    with pytest.raises(UserError, match="format 3, this graphkit reads up to 2"):
         store.load()
 
 
@@ -277,7 +278,7 @@ def test_pickles_are_never_loaded(store):
     manifest = folder / "MANIFEST.json"
     listing = json.loads(manifest.read_text())["files"]
     listing["model.safetensors"] = {"sha256": sha256(folder / "model.safetensors"), "size": len(payload)}
-    manifest.write_text(checkpoint._manifest_text(listing))
+    manifest.write_text(manifest_text(listing))
     assert store.load().state["value"] == 1.0
 
 
