@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import subprocess
@@ -85,8 +86,13 @@ def git_state() -> dict[str, Any]:
 
 
 def parameter_count(model: nn.Module) -> int:
-    """Returns the number of trainable values; tied parameters count once."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+    """Returns the number of trainable values on all ranks; tied parameters and replicas count once."""
+    return sum(
+        p.numel() if rows is None else rows.total * math.prod(p.shape[1:])
+        for p in model.parameters()
+        if p.requires_grad
+        for rows in [getattr(p, "rows", None)]
+    )
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -145,10 +145,10 @@ def build(
     task.prepare(model)
     if orders:
         folder = Path(data_root) / "orders"
-        with first_ones_first():
-            place_embeddings(model, benchmark, config.seed, folder, task.rows)
-            if task.wants_order:
-                _give_order(task, model, folder)
+        # orders are computed once, under a lock; rows are then put in place by all ranks together
+        place_embeddings(model, benchmark, config.seed, folder, task.rows)
+        if task.wants_order:
+            _give_order(task, model, folder)
     for module in model.modules():
         if getattr(module, "assignment", None) == "partition" and isinstance(module.position, Tensor):
             task.follow_rows(module.position)

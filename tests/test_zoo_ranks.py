@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from graphkit.registry import MODELS, TASKS
 from graphkit.run import Run
 from graphkit.tasks.base import Task
 from graphkit.testing import on_ranks, tiny_graph
-from graphkit.train import Trainer
+from graphkit.train import Stopped, Trainer, load_best
 
 NODES, CHANNELS, SEED = 30, 4, 3
 INDEX = torch.arange(NODES)
@@ -147,13 +149,15 @@ OF_TASK = {"kgc": {"inverse": True, "readout": "forward"}}
 SMALL = {"hidden_channels": 8, "num_layers": 2, "layers": 2, "heads": 2, "facets": 2, "facet_channels": 3}
 
 
-def _build(name: str, task: str, batch: int) -> tuple[nn.Module, Task]:
+def _build(name: str, task: str, table: str, batch: int) -> tuple[nn.Module, Task]:
     """A small model without dropout, whose draws would differ between ranks."""
     accepted = inspect.signature(MODELS.get(name).target).parameters
     still = {key: 0.0 for key in accepted if key.endswith("dropout")}
     small = {key: value for key, value in (SMALL | OF_TASK.get(task, {})).items() if key in accepted}
     benchmark = MAKERS[task]()
     made: Task = TASKS.get(task).target(benchmark, SEED, batch, 4, "cpu", **OPTIONS.get(task, {}))
+    if table:
+        small["embedding"] = {"init": "gaussian", "order": "identity", **PARTITIONED[table]}
     config = RunConfig(
         model_name=name, dataset_name="tiny", task_name=task, seed=SEED, model={**small, **still}
     )
@@ -163,40 +167,69 @@ def _build(name: str, task: str, batch: int) -> tuple[nn.Module, Task]:
 
 
 UNTRAINED = ("aa", "cn", "ra", "fingerprint")  # without parameters, or fitted without gradients
-TRAINED = [(n, task) for n in MODELS.names() if n not in UNTRAINED for task in MODELS.get(n).tasks]
+PARTITIONED: dict[str, dict[str, Any]] = {
+    "partitioned rows": {"kind": "dense", "partitioned": True, "assignment": "hash"},
+    "partitioned trains": {"kind": "tensor_train", "partitioned": True, "blocks": 3, "rank": 2, "dim": 8},
+}
+"""Tables of which each rank holds a part; the rest of the model is on all of them."""
+Case = tuple[str, str, str]
+TABLES: list[Case] = [("tt-gnn", "node", table) for table in PARTITIONED]
+TRAINED: list[Case] = [
+    *((n, task, "") for n in MODELS.names() if n not in UNTRAINED for task in MODELS.get(n).tasks),
+    *TABLES,
+]
 
 
-def _trained(name: str, task: str, folder: Path, batch: int) -> dict[str, Any]:
-    """Two epochs; the last of the four batches of an epoch holds one example."""
-    model, made = _build(name, task, batch)
-    config = RunConfig(
-        model_name=name,
-        dataset_name="tiny",
-        task_name=task,
-        seed=SEED,
-        optim=OptimConfig(name="sgd", lr=0.05, clip_norm=1.0),
-        train=TrainConfig(epochs=2, batch_size=4, eval_every=2),  # the last weights are the best
-    )
-    run = Run(folder / f"{name}-{task}", config)
+CONFIG = {
+    "dataset_name": "tiny",
+    "seed": SEED,
+    "optim": OptimConfig(name="sgd", lr=0.05, clip_norm=1.0),
+    "train": TrainConfig(epochs=2, batch_size=4, eval_every=2),  # the last weights are the best
+}
+
+
+def _trained(case: Case, folder: Path, stop: bool = False) -> dict[str, Any]:
+    """Two epochs, where need be from where a run stopped; an epoch's last of four batches holds one example.
+
+    Args:
+        case: Model, task and table.
+        folder: Of the run; it may be there.
+        stop: End after the first epoch, by a signal.
+    """
+    name, task, _ = case
+    model, made = _build(*case, 4)
+    config = RunConfig(model_name=name, task_name=task, **CONFIG)  # type: ignore[arg-type]
+    run = Run(folder / "-".join(case), config)
     run.folder.mkdir(parents=True, exist_ok=True)
+    if stop:
+        draw = made.batch
+
+        def batch(epoch: int, step: int) -> Any:
+            if epoch == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return draw(epoch, step)
+
+        made.batch = batch  # type: ignore[method-assign]
     result = Trainer(model, made, config, run).fit()
     losses = [line["loss"] for line in run.metrics if line["split"] == "train"]
-    return {"weights": dict(model.state_dict()), "valid": result.valid, "test": result.test, "losses": losses}
+    best = load_best(run.checkpoints)
+    return {"weights": best, "valid": result.valid, "test": result.test, "losses": losses}
 
 
 @functools.cache
-def on(world: int, folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
+def on(world: int, folder: Path) -> dict[Case, dict[str, Any]]:
     """All models on so many ranks, in one set of processes; what rank 0 found."""
     if world == 1:
-        return {(name, task): _trained(name, task, folder / "1", 4) for name, task in TRAINED}
+        return {case: _trained(case, folder / "1") for case in TRAINED}
 
     def work(rank: int) -> None:
-        found = {(name, task): _trained(name, task, folder / str(world), 4) for name, task in TRAINED}
+        found = {case: _trained(case, folder / str(world)) for case in TRAINED}
         if rank == 0:
             torch.save(found, folder / f"found-{world}.pt")
 
     assert on_ranks(world, work, folder) == [0] * world
-    return torch.load(folder / f"found-{world}.pt", weights_only=False)
+    found: dict[Case, dict[str, Any]] = torch.load(folder / f"found-{world}.pt", weights_only=False)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -204,13 +237,35 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("ranks")
 
 
-@pytest.mark.parametrize("world", [2, 3])
-@pytest.mark.parametrize(("name", "task"), TRAINED)
-def test_ranks_train_what_one_process_trains(name: str, task: str, world: int, folder: Path) -> None:
-    alone, together = on(1, folder)[name, task], on(world, folder)[name, task]
+def assert_same(together: dict[str, Any], alone: dict[str, Any]) -> None:
     assert together["losses"] == pytest.approx(alone["losses"], rel=1e-10, abs=1e-12)
     for key, value in alone["weights"].items():
         difference = float((together["weights"][key] - value).abs().max())
         assert difference <= 1e-12 + 1e-10 * float(value.abs().max()), key
     assert together["valid"] == pytest.approx(alone["valid"], rel=1e-9)
     assert together["test"] == pytest.approx(alone["test"], rel=1e-9)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("case", TRAINED, ids="-".join)
+def test_ranks_train_what_one_process_trains(case: Case, world: int, folder: Path) -> None:
+    assert_same(on(world, folder)[case], on(1, folder)[case])
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 3)])
+@pytest.mark.parametrize("case", [("ncn", "link", ""), *TABLES], ids="-".join)
+def test_a_run_goes_on_with_other_ranks(
+    case: Case, before: int, after: int, folder: Path, tmp_path: Path
+) -> None:
+    def stopped(rank: int) -> None:
+        with pytest.raises(Stopped):
+            _trained(case, tmp_path, stop=True)
+
+    def resumed(rank: int) -> None:
+        found = _trained(case, tmp_path)
+        if rank == 0:
+            torch.save(found, tmp_path / "found.pt")
+
+    assert on_ranks(before, stopped, tmp_path) == [0] * before
+    assert on_ranks(after, resumed, tmp_path) == [0] * after
+    assert_same(torch.load(tmp_path / "found.pt", weights_only=False), on(1, folder)[case])

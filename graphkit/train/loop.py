@@ -323,6 +323,12 @@ class Trainer:
         result = make_result(self, valid, test)
         if self.run is not None and self.rank == 0:
             self.run.write_result(result.to_dict())
+        for name, module in self.model.named_modules():
+            traffic = getattr(module, "traffic", None)
+            if traffic is not None and self.world > 1 and traffic.distinct:
+                sent = (traffic.ids_sent + traffic.rows_sent + traffic.gradients_sent) / 1e6
+                share = 100 * traffic.local / traffic.distinct
+                _log.info("%s: %.0f %% of looked-up rows live here, %.1f MB sent", name, share, sent)
         ranks.barrier()
         return result
 
