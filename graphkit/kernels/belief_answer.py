@@ -6,6 +6,7 @@ target: beliefs of nodes, which nobody else asks for, and their gradients stay i
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -149,6 +150,32 @@ def _answer_fake(
     )
 
 
+_last = threading.local()  # what the forward pass prepared, for the backward pass that mostly follows
+
+
+def _keep(*graph: Any) -> tuple[Any, ...]:
+    """Returns what :func:`_prepare` makes of a graph, and keeps it for the backward pass."""
+    _last.key, _last.graph, _last.made = _key(graph), graph, _prepare(*graph)
+    made: tuple[Any, ...] = _last.made
+    return made
+
+
+def _kept(*graph: Any) -> tuple[Any, ...]:
+    """Returns what was kept if it is of this graph, which is held so long that no other takes its place."""
+    same = getattr(_last, "key", None) == _key(graph)
+    made: tuple[Any, ...] = _last.made if same else _prepare(*graph)
+    return made
+
+
+def _key(graph: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(
+        (item.data_ptr(), item.shape, item.stride(), 0 if item.is_inference() else item._version)
+        if isinstance(item, Tensor)
+        else item
+        for item in graph
+    )
+
+
 def _prepare(*graph: Any) -> tuple[Any, ...]:
     """Returns the plan of the union and its anchors, path nodes by query, and both rows of each."""
     from graphkit.kernels._belief_plan_loops import sort_by
@@ -175,7 +202,7 @@ def _answer_cpu(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 
     composition, relation, *graph, product = args
     out, state, matrix = made = _answer_fake(*args)
-    plan, anchors, pairs = _prepare(*graph, relation.size(0))
+    plan, anchors, pairs = _keep(*graph, relation.size(0))
     size, (weights, given) = size_of(relation.size(1)), (rows(composition, 0), rows(relation))
     if not (finite(weights) and finite(given)):  # which minima could hide
         out.fill_(np.nan)
@@ -228,7 +255,7 @@ def _answer_grad_cpu(
     from graphkit.kernels._belief_table_loops import tables_grad
 
     *given, product = graph
-    plan, anchors, pairs = _prepare(*given, relation.size(0))
+    plan, anchors, pairs = _kept(*given, relation.size(0))
     total, own = composition.new_zeros(composition.shape), relation.new_zeros(relation.shape)
     flow, of_matrix = np.zeros_like(rows(state)), np.zeros_like(rows(matrix))
     size, weights, states = size_of(relation.size(1)), rows(composition, 0), rows(state)

@@ -113,21 +113,11 @@ def _fact_sum(
 
 
 @_fact_sum.register_kernel("cpu")
-def _fact_sum_cpu(
-    rowptr: Tensor,
-    col: Tensor,
-    begin: Tensor,
-    source: Tensor,
-    block: Tensor,
-    weight: Tensor | None,
-    p: Tensor | None,
-    table: Tensor,
-    seed: Tensor,
-    threshold: int,
-) -> Tensor:
+def _fact_sum_cpu(*args: Any) -> Tensor:
     from graphkit.kernels import _fact_loops as loops
     from graphkit.kernels._spmm_loops import bad_csr
 
+    rowptr, col, begin, source, block, weight, p, table, seed, threshold = args
     y = table.new_empty(rowptr.numel() - 1, table.size(1))
     arrays = _arrays(rowptr, col, begin, source, weight, p, table)
     check_ids(bad_csr(arrays[0], arrays[1], table.size(0)), table.size(0))
@@ -140,18 +130,8 @@ def _fact_sum_cpu(
 
 
 @_fact_sum.register_fake
-def _fact_sum_fake(
-    rowptr: Tensor,
-    col: Tensor,
-    begin: Tensor,
-    source: Tensor,
-    block: Tensor,
-    weight: Tensor | None,
-    p: Tensor | None,
-    table: Tensor,
-    seed: Tensor,
-    threshold: int,
-) -> Tensor:
+def _fact_sum_fake(rowptr: Tensor, *others: Any) -> Tensor:
+    table = others[6]
     return table.new_empty(rowptr.numel() - 1, table.size(1))
 
 
@@ -228,22 +208,10 @@ def _fact_grad(
 
 
 @_fact_grad.register_kernel("cpu")
-def _fact_grad_cpu(
-    grad: Tensor,
-    rowptr: Tensor,
-    col: Tensor,
-    begin: Tensor,
-    source: Tensor,
-    block: Tensor,
-    weight: Tensor | None,
-    p: Tensor | None,
-    table: Tensor,
-    seed: Tensor,
-    threshold: int,
-    wants_p: bool,
-) -> tuple[Tensor, Tensor]:
+def _fact_grad_cpu(*args: Any) -> tuple[Tensor, Tensor]:
     from graphkit.kernels import _fact_loops as loops
 
+    grad, rowptr, col, begin, source, block, weight, p, table, seed, threshold, wants_p = args
     grad_p = table.new_zeros(0 if p is None or not wants_p else p.numel())
     grad_table = torch.zeros_like(table, memory_format=torch.contiguous_format)
     arrays = _arrays(rowptr, col, begin, source, weight, p, table)

@@ -202,6 +202,21 @@ def test_no_queries_have_no_answers() -> None:
     assert not grad.any()
 
 
+def test_gradients_are_of_their_own_graph_whatever_was_asked_since() -> None:
+    torch.manual_seed(0)
+    how: dict[str, Any] = {"num_nodes": 10, "pooling": "min"}
+    weights = [torch.rand(2, 4, 4, 4).softmax(1), torch.rand(3, 2, 4).softmax(2)]
+    graphs = [asked(5, 8, False), asked(5, 8, False)]
+    wanted = []
+    for graph in graphs:
+        own = [w.clone().requires_grad_() for w in weights]
+        wanted.append(torch.autograd.grad(answer_queries(*own, **graph, **how).square().sum(), own))
+    own = [w.clone().requires_grad_() for w in weights]
+    outs = [answer_queries(*own, **graph, **how).square().sum() for graph in graphs]
+    for out, grads in zip(outs, wanted, strict=True):
+        torch.testing.assert_close(torch.autograd.grad(out, own), grads, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("hurt", ["composition", "relation"])
 def test_answers_don_t_hide_what_is_not_finite(hurt: str) -> None:
     given = {"composition": torch.rand(2, 4, 4, 4), "relation": torch.rand(3, 2, 4)}

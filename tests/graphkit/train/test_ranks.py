@@ -86,3 +86,29 @@ def test_nan_on_one_rank_stops_all(tmp_path):
 
     assert on_ranks(2, work, tmp_path) == [0, 0]
     assert (run.failures / "step-2" / "step.json").is_file()
+
+
+class Dropping(Plain):
+    def __init__(self):
+        super().__init__()
+        self.layers.append(nn.Dropout(0.5))
+
+
+def test_shares_of_a_batch_drop_the_same_whichever_rank_computes_them(tmp_path):
+    def trained(accumulate):
+        torch.manual_seed(0)
+        task = TinyTask(tiny_benchmark(examples=23), batch_size=8)
+        own = Trainer(Dropping(), task, tiny_config(accumulate=accumulate))
+        own.fit()
+        return own.model.state_dict()
+
+    def work(rank):
+        if rank == 0:
+            torch.save(trained(1), tmp_path / "weights.pt")
+        else:
+            trained(1)
+
+    assert on_ranks(2, work, tmp_path) == [0, 0]
+    together = torch.load(tmp_path / "weights.pt")
+    for name, value in trained(2).items():
+        assert torch.allclose(together[name], value, atol=1e-6), name
