@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from graphkit.config import RunConfig
 from graphkit.data import Benchmark, DataSpec, load_dataset
 from graphkit.distributed.launch import first_ones_first
+from graphkit.distributed.planner import Expected, expecting
 from graphkit.environment import rank_and_world
 from graphkit.errors import UserError
 from graphkit.nn.embedding import Embedding, fit_to_graph, order_of
@@ -141,7 +143,10 @@ def build(
             raise
         raise UserError(f"task '{config.task_name}': {error}") from error
     task.cache_folder = Path(data_root)
-    model = build_model(config, benchmark.spec)
+    optimizer = config.optim.name if config.optim.name != "sgd" or not config.optim.momentum else "momentum"
+    training = expecting(Expected(task.rows_per_step, optimizer, config.optim.rows))
+    with training if orders else nullcontext():
+        model = build_model(config, benchmark.spec)
     task.prepare(model)
     if orders:
         folder = Path(data_root) / "orders"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -18,7 +20,15 @@ from graphkit.nn.embedding.config import EmbeddingConfig
 from graphkit.nn.embedding.partition_range import block_size
 from graphkit.nn.embedding.tt_shape import TTShape
 
-__all__ = ["TablePlan", "choose_plan", "format_plans", "plan_tables", "resolve"]
+__all__ = [
+    "Expected",
+    "TablePlan",
+    "choose_plan",
+    "expecting",
+    "format_plans",
+    "plan_tables",
+    "resolve",
+]
 
 _log = logging.getLogger("graphkit")
 _STATES = {
@@ -186,16 +196,37 @@ def format_plans(plans: Sequence[TablePlan], chosen: TablePlan | None = None) ->
     return format_table(rows)
 
 
-def resolve(
-    config: EmbeddingConfig,
-    num_rows: int,
-    width: int,
-    *,
-    rows_per_step: int | None = None,
-    optimizer: str = "adam",
-    row_rule: str = "same",
-) -> EmbeddingConfig:
-    """Prints the plans for a table, and answers ``kind: auto`` with what was chosen.
+class Expected(NamedTuple):
+    """What a training step will ask of a table.
+
+    Attributes:
+        rows_per_step: Returns the distinct rows that a rank looks up in a step, ``None`` for all.
+        optimizer: As for :func:`plan_tables`.
+        row_rule: Likewise.
+    """
+
+    rows_per_step: Callable[[], int | None]
+    optimizer: str
+    row_rule: str
+
+
+_expected: ContextVar[Expected | None] = ContextVar("expected", default=None)
+
+
+@contextmanager
+def expecting(step: Expected) -> Iterator[None]:
+    """Has tables that are made in a block planned for what their training will ask of them."""
+    before = _expected.set(step)
+    try:
+        yield
+    finally:
+        _expected.reset(before)
+
+
+def resolve(config: EmbeddingConfig, num_rows: int, width: int) -> EmbeddingConfig:
+    """Prints the plans for a table that will be trained, and answers ``kind: auto`` with what was chosen.
+
+    They are for the steps that :func:`expecting` tells of, else for steps of Adam on 50,000 rows.
 
     Rank 0 decides for all ranks, which call this together. What is chosen depends on machine and ranks, so it
     is the answer, not the question, that belongs into a run's configuration.
@@ -204,19 +235,18 @@ def resolve(
         config: Any; it comes back unchanged unless its kind is ``auto``.
         num_rows: Of the table.
         width: Of a row.
-        rows_per_step: Distinct rows that a rank looks up in a step; guessed by default.
-        optimizer: As for :func:`plan_tables`.
-        row_rule: Likewise.
     """
     rank, world = rank_and_world()
-    looked_up = min(num_rows, _LOOKED_UP) if rows_per_step is None else rows_per_step
+    step = _expected.get()
+    told = _LOOKED_UP if step is None else step.rows_per_step()
+    looked_up = num_rows if told is None else min(told, num_rows)
     plans = plan_tables(
         num_rows,
         width,
         world,
         looked_up,
-        optimizer=optimizer,
-        row_rule=row_rule,
+        optimizer="adam" if step is None else step.optimizer,
+        row_rule="same" if step is None else step.row_rule,
         rank=config.rank,
         num_cores=config.num_cores,
         blocks=config.blocks,
@@ -226,7 +256,7 @@ def resolve(
         limit = _memory() if config.memory_gb is None else config.memory_gb * 2**30
         chosen = plans[same_everywhere(plans.index(choose_plan(plans, limit)))]
         config = replace(config, kind=chosen.kind, partitioned=chosen.partitioned)  # type: ignore[arg-type]
-    if rank == 0:
+    if rank == 0 and (step is not None or chosen is not None):
         _log.info(
             "table of %d x %d on %d ranks, %d rows looked up in a step:\n%s",
             *(num_rows, width, world, looked_up, format_plans(plans, chosen)),

@@ -102,7 +102,7 @@ def share_out(parts: Sequence[Part], work: Callable[[Part], Found]) -> list[Foun
 
     Rank ``r`` of ``W`` takes the parts ``r, r + W, ...``; what it finds is sent to all. Every part is
     computed just as one process computes it, so the results are the same bit for bit, however many parts and
-    ranks there are. Results may hold tensors, which arrive on the CPU.
+    ranks there are. All ranks work equally often. Results may hold tensors, which arrive on the CPU.
 
     Args:
         parts: The same on all ranks.
@@ -112,7 +112,10 @@ def share_out(parts: Sequence[Part], work: Callable[[Part], Found]) -> list[Foun
     if world == 1:
         return in_turn(parts, work)
     sent: list[Any] = [None] * world
-    dist.all_gather_object(sent, [_on_cpu(work(part)) for part in parts[rank::world]])
+    # tables over ranks are looked up by all together, so a rank that has nothing left repeats the last part
+    rounds = range(rank, -(-len(parts) // world) * world, world)
+    own = [_on_cpu(work(parts[min(at, len(parts) - 1)])) for at in rounds]
+    dist.all_gather_object(sent, own[: len(parts[rank::world])])
     found: list[Any] = [None] * len(parts)
     for source, items in enumerate(sent):
         found[source::world] = items

@@ -82,6 +82,10 @@ class Task(ABC):
     def renumber(self, position: Tensor) -> None:  # noqa: B027 - only for those that want it
         """Takes positions ``[N]`` of the nodes, neighbours near each other."""
 
+    def rows_per_step(self) -> int | None:
+        """Returns how many distinct nodes a rank meets in a training step, ``None`` for all of them."""
+        return None
+
     def follow_rows(self, slot: Tensor) -> None:  # noqa: B027 - only for those that can
         """Takes the slots ``[N]`` of the nodes' rows, of which each rank holds a range.
 

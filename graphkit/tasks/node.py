@@ -194,6 +194,12 @@ class NodeTask(Task):
             self.x = as_features(self.benchmark.data.x[old]).to(self.device)
         self._old, self._new = old.to(self.device), new.to(self.device)
 
+    def rows_per_step(self) -> int | None:
+        if not self.sampled:
+            return None
+        world = rank_and_world()[1]
+        return int(self._draw(self.shard(self.batch(0, 0), 0, world)).n_id.numel())
+
     def follow_rows(self, slot: Tensor) -> None:
         self._slot = slot.cpu()
 

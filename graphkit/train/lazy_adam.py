@@ -111,8 +111,10 @@ def _sgd(
 def _adagrad(
     state: dict[str, Any], group: dict[str, Any], table: Tensor, rows: Tensor | None, values: Tensor
 ) -> None:
-    if "sum" not in state:
+    if not state:
+        state["step"] = torch.zeros((), dtype=torch.float32)  # Adam, where it is the other one, looks for it
         state["sum"] = torch.zeros_like(table)
+    state["step"] += 1
     total = _taken(state["sum"], rows).addcmul_(values, values)
     _put(state["sum"], rows, total)
     step = values / total.sqrt().add_(_ADAGRAD_EPS)
@@ -122,8 +124,10 @@ def _adagrad(
 def _rowwise_adagrad(
     state: dict[str, Any], group: dict[str, Any], table: Tensor, rows: Tensor | None, values: Tensor
 ) -> None:
-    if "sum" not in state:
+    if not state:
+        state["step"] = torch.zeros((), dtype=torch.float32)
         state["sum"] = table.new_zeros(table.size(0))
+    state["step"] += 1
     total = _taken(state["sum"], rows).add_(values.square().mean(1))
     _put(state["sum"], rows, total)
     step = values / total.sqrt().add_(_ROWWISE_EPS).unsqueeze(1)

@@ -127,7 +127,7 @@ def test_by_default_rows_follow_the_rest_of_the_model(name: Any, on_ranks: Any) 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_state_has_a_row_for_each_row_of_the_table(rule: Any, on_ranks: Any) -> None:
-    shapes = {"sgd": {}, "adagrad": {"sum": 2}, "rowwise_adagrad": {"sum": 1}}
+    shapes = {"sgd": {}, "adagrad": {"step": 0, "sum": 2}, "rowwise_adagrad": {"step": 0, "sum": 1}}
     shapes["adam"] = {"step": 0, "exp_avg": 2, "exp_avg_sq": 2}
 
     def work(rank: int, world: int) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from graphkit.distributed.embedding import PartitionedEmbedding
-from graphkit.distributed.planner import choose_plan, format_plans, plan_tables, resolve
+from graphkit.distributed.planner import Expected, choose_plan, expecting, format_plans, plan_tables, resolve
 from graphkit.distributed.tensor_train import PartitionedTTEmbedding
 from graphkit.nn.embedding import DenseEmbedding, EmbeddingConfig, TTEmbedding, make_embedding
 
@@ -134,6 +134,14 @@ def test_auto_makes_what_the_plan_says(memory_gb: float, world: int, kind: Any, 
 
 def test_the_plan_is_logged_before_a_partitioned_table_is_made(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "graphkit"):
-        config = resolve(EmbeddingConfig(partitioned=True), N, D, rows_per_step=B)
-    assert config == EmbeddingConfig(partitioned=True)
+        assert resolve(EmbeddingConfig(partitioned=True), N, D) == EmbeddingConfig(partitioned=True)
+        assert caplog.text == ""  # it may be made to be looked at
+        with expecting(Expected(lambda: B, "adam", "rowwise_adagrad")):
+            resolve(EmbeddingConfig(partitioned=True), N, D)
     assert "table of 4000 x 16 on 1 ranks, 300 rows looked up in a step:" in caplog.text
+
+
+def test_the_plan_is_for_the_steps_that_the_task_takes(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "graphkit"), expecting(Expected(lambda: None, "sgd", "same")):
+        resolve(EmbeddingConfig(partitioned=True), N, D)
+    assert f"{N} rows looked up in a step" in caplog.text

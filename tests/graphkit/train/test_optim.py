@@ -210,3 +210,63 @@ def test_state_of_lazy_adam_survives_saving():
     steps_on(model, optimizer, batches[2:])
     steps_on(other, again, batches[2:])
     assert torch.equal(model["table"].weight, other["table"].weight)
+
+
+# --- Rules for rows ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("rows", ["sgd", "adagrad", "rowwise_adagrad", "adam"])
+def test_a_rule_for_rows_leaves_the_rest_to_the_optimizer(name, rows):
+    model, other = sparse_model(), sparse_model()
+    extra = {"momentum": 0.9} if name == "sgd" else {}
+    optimizer = build_optimizer(model, OptimConfig(name=name, lr=0.1, weight_decay=0.1, rows=rows, **extra))
+    dense = build_optimizer(other["head"], OptimConfig(name=name, lr=0.1, weight_decay=0.1, **extra))
+    for ids in (torch.tensor([1, 2]), torch.tensor([2, 2, 3])):
+        before = model["table"].weight.detach().clone()
+        steps_on(model, optimizer, [ids])
+        moved = (model["table"].weight != before).any(1)
+        assert sorted(moved.nonzero().flatten().tolist()) == sorted(
+            set(ids.tolist())
+        )  # no decay, no momentum
+        dense.zero_grad()
+        other["head"](before[ids]).square().sum().backward()
+        dense.step()
+        torch.testing.assert_close(model["head"].weight, other["head"].weight, rtol=1e-10, atol=1e-12)
+
+
+def test_rowwise_adagrad_by_its_formula():
+    model = sparse_model()
+    table = model["table"].weight
+    optimizer = build_optimizer(model, OptimConfig(lr=0.1, rows="rowwise_adagrad"))
+    total, expected = torch.zeros(6, dtype=torch.float64), table.detach().clone()
+    for ids in (torch.tensor([1, 1, 4]), torch.tensor([4, 0])):
+        steps_on(model, optimizer, [ids])
+        grad = table.grad.to_dense()
+        for row in set(ids.tolist()):
+            total[row] += grad[row].square().mean()
+            expected[row] -= 0.1 * grad[row] / (total[row].sqrt() + 1e-8)
+        torch.testing.assert_close(table.detach(), expected, rtol=1e-10, atol=1e-12)
+    assert optimizer.state[table]["sum"].shape == (6,)
+
+
+@pytest.mark.parametrize("rows", ["adagrad", "rowwise_adagrad", "adam"])
+def test_state_of_rows_survives_saving(rows):
+    model, other = sparse_model(), sparse_model()
+    optimizer, again = (build_optimizer(m, OptimConfig(lr=0.1, rows=rows)) for m in (model, other))
+    batches = [torch.tensor([1, 2]), torch.tensor([2, 3]), torch.tensor([0, 2])]
+    steps_on(model, optimizer, batches[:2])
+    other.load_state_dict(model.state_dict())
+    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    steps_on(model, optimizer, batches[2:])
+    steps_on(other, again, batches[2:])
+    assert torch.equal(model["table"].weight, other["table"].weight)
+
+
+def test_a_rule_for_rows_means_nothing_without_sparse_gradients():
+    assert type(build_optimizer(nn.Linear(2, 2), OptimConfig(rows="adagrad"))) is torch.optim.Adam
+
+
+def test_an_unknown_rule_for_rows_is_refused():
+    with pytest.raises(UserError, match=r"optim.rows is 'lamb'; it must be one of same, sgd"):
+        OptimConfig(rows="lamb")
