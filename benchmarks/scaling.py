@@ -5,7 +5,9 @@ python benchmarks/scaling.py [RECIPE ...] [--data-root DIR] [--steps N] [--json 
 Every rank computes batches of the recipe's size: two ranks do twice the work of one. Efficiency is the time
 of a step alone over that of a step on two ranks; 100 % would mean that messages cost nothing. Processes have
 one thread each and talk over gloo. Shown are medians: of the CPU time of a rank's process, in which waiting
-doesn't count, and of wall time, which is worth something on a machine with nothing else to do only.
+doesn't count, and of wall time, which is worth something on a machine with nothing else to do only. Two
+processes that share caches and memory are slower than one, whatever they do: `apart` is a step of one of two
+processes that know nothing of each other, and the second efficiency is measured from there.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -26,6 +29,7 @@ from graphkit.commands.reproduce import recipe_config
 from graphkit.distributed.ranks import gather_rows
 from graphkit.environment import rank_and_world
 from graphkit.experiment import build
+from graphkit.files import atomic_write
 from graphkit.recipes import find_recipe
 from graphkit.report import format_table
 from graphkit.testing import on_ranks
@@ -53,7 +57,24 @@ def measure(name: str, root: Path, steps: int, found: Path) -> None:
     middle = [statistics.median(column) for column in zip(*times[WARM:], strict=True)]
     every = torch.cat(gather_rows(torch.tensor([middle], dtype=torch.float64))).mean(0)
     if rank_and_world()[0] == 0:
-        found.write_text(json.dumps(every.tolist()))
+        atomic_write(found, json.dumps(every.tolist()))
+
+
+def apart(work: Callable[[], None]) -> list[int]:
+    """Runs work in two forked processes at once, which know nothing of each other."""
+    children = []
+    for _ in range(2):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                torch.set_num_threads(1)
+                work()
+                code = 0
+            finally:
+                os._exit(code)
+        children.append(child)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
 def main() -> None:
@@ -68,22 +89,24 @@ def main() -> None:
     rows = []
     for name in options.recipe:
         times = {}
-        for world in (1, 2):
+        for way in ("alone", "apart", "together"):
             with tempfile.TemporaryDirectory() as folder:
                 found = Path(folder) / "times.json"
                 work = (name, options.data_root, options.steps, found)
-                if any(on_ranks(world, lambda rank, work=work: measure(*work), Path(folder), seconds=600)):
-                    raise SystemExit(f"{name} failed on {world} ranks")
-                times[world] = json.loads(found.read_text())
-        row: dict[str, object] = {"recipe": name}
+                if way == "apart":
+                    codes = apart(lambda work=work: measure(*work))
+                else:
+                    world = 1 if way == "alone" else 2
+                    codes = on_ranks(world, lambda rank, work=work: measure(*work), Path(folder), seconds=600)
+                if any(codes):
+                    raise SystemExit(f"{name} failed, {way}")
+                times[way] = json.loads(found.read_text())
         for column, what in enumerate(("CPU", "wall")):
-            one, two = times[1][column], times[2][column]
-            row |= {
-                f"{what} ms, 1": one,
-                f"{what} ms, 2": two,
-                f"{what} efficiency": f"{100 * one / two:.0f} %",
-            }
-        rows.append(row)
+            row: dict[str, object] = {"recipe": name, "ms": what}
+            row |= {way: values[column] for way, values in times.items()}
+            for way in ("alone", "apart"):
+                row[f"of {way}"] = f"{100 * times[way][column] / times['together'][column]:.0f} %"
+            rows.append(row)
     print(format_table(rows))
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")

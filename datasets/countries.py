@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from graphkit.data import Benchmark
+from graphkit.data import Benchmark, Processed, cached
 from graphkit.datasets.country_words import (
     CHAINS,
     FRAMES,
@@ -30,20 +30,22 @@ from graphkit.datasets.country_words import (
     currency_names,
     language_names,
 )
-from graphkit.datasets.graph_sets import split_at
+from graphkit.datasets.graph_sets import Texts, join_texts, split_at
 from graphkit.datasets.kgqa_benchmark import MASK, Missing, kgqa_benchmark, some_of
 from graphkit.errors import UserError
 from graphkit.incomplete import Scope, kept_facts
 from graphkit.ppr import KnowledgeGraph, questions_on
+from graphkit.questions import QuestionSet
 from graphkit.registry import register_dataset
 
 __all__ = ["Posed", "country_facts", "load_countries", "posed"]
 
 Fact = tuple[str, str, str]
+VERSION = 1
 PACKAGE = "countryinfo"
 SHARES = {"train": 0.7, "valid": 0.1, "test": 0.2}
 """Of the entities that questions are about."""
-WAYS = {"train": (0, 1, 2), "valid": (3,), "test": (4,)}
+WAYS = {"train": tuple(range(7)), "valid": (7,), "test": (8,)}
 """Which ways of putting each part of a question belong to each part of the data."""
 RESTART = 0.5
 """Lower than usual: three hops through a continent's countries leave little score to what they lead to."""
@@ -100,16 +102,24 @@ def _listed(record: Mapping[str, Any], key: str) -> list[str]:
     return [v for v in values if isinstance(v, str) and v] if isinstance(values, list) else []
 
 
-def package_records() -> tuple[list[dict[str, Any]], str]:
-    """Returns the records of the installed package, and its version.
+def package_folder() -> tuple[Path, str]:
+    """Returns where the installed package has its files, and its version.
 
     Raises:
-        UserError: It isn't installed, or its files aren't as expected.
+        UserError: It isn't installed.
     """
     found = importlib.util.find_spec(PACKAGE)
     if found is None or not found.submodule_search_locations:
         raise UserError(f"the data set 'countries' reads the package {PACKAGE}: pip install {PACKAGE}")
-    folder = Path(found.submodule_search_locations[0]) / "data"
+    return Path(found.submodule_search_locations[0]) / "data", importlib.metadata.version(PACKAGE)
+
+
+def package_records(folder: Path) -> list[dict[str, Any]]:
+    """Returns the records of the package.
+
+    Raises:
+        UserError: Its files aren't as expected.
+    """
     try:
         records = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))]
     except (OSError, ValueError) as error:
@@ -117,7 +127,7 @@ def package_records() -> tuple[list[dict[str, Any]], str]:
     records = [r for r in records if isinstance(r, dict) and {"name", "ISO"} <= r.keys()]
     if len(records) < 100:
         raise UserError(f"{folder} has {len(records)} countries; the package {PACKAGE} isn't as expected")
-    return records, importlib.metadata.version(PACKAGE)
+    return records
 
 
 # --- Questions --------------------------------------------------------------------------------------------
@@ -232,7 +242,7 @@ def load_countries(
     those of the package ``countryinfo``. Test questions name entities that training doesn't, in new words.
 
     Args:
-        root: Not used: all is made when it is loaded.
+        root: Its folder ``countries`` keeps what was made the first time.
         task: ``"kgqa"``.
         seed: Draws the questions of ``num_train``.
         max_entities: The most entities of a subgraph.
@@ -251,42 +261,75 @@ def load_countries(
     if phrasings < 1:
         raise UserError(f"phrasings is {phrasings}; it must be at least 1")
     missing = Missing(incomplete, incomplete_seed, incomplete_scope)
-    records, version = package_records()
-    facts = country_facts(records)
+    thin = missing if missing.rate and missing.scope == "global" else Missing()
+    folder, version = package_folder()
+    words = blake2b(repr((FRAMES, NOUNS, CHAINS, RELATIONS, SHARES, WAYS, RESTART)).encode(), digest_size=16)
+    key = (
+        f"countries/{VERSION}/{version}/{words.hexdigest()}/{question_seed}/{phrasings}/{max_entities}/{thin}"
+    )
+
+    def build() -> Processed:
+        facts = country_facts(package_records(folder))
+        return _processed(facts, question_seed, phrasings, max_entities, thin)
+
+    made = cached(Path(root) / "countries" / "processed", key, build)
+    names, templates = (list(Texts(made.tensors[name])) for name in ("names", "templates"))
+    asked = [templates[number] for number in made.tensors["template"].tolist()]
+    topics = [names[entity] for entity in made.tensors["topic"].tolist()]
+    splits = split_at(*made.info["sizes"])
+    splits["train"] = {"index": some_of(splits["train"]["index"], num_train, seed)}
+    info = {"source": f"{PACKAGE} {version}", "licence": "MIT", "question_seed": question_seed}
+    info |= {"max_entities": max_entities, "restart": RESTART, "mask": MASK if mask else None}
+    return kgqa_benchmark(
+        "countries",
+        QuestionSet.of(made.tensors),
+        splits,
+        [text.replace("{}", topic) for text, topic in zip(asked, topics, strict=True)],
+        names,
+        list(RELATIONS),
+        info=info | thin.facts(),
+        citation=CITATION,
+        question_texts=[text.replace("{}", MASK) for text in asked] if mask else None,
+        relation_texts=list(RELATIONS.values()),
+        graph=(made.tensors["kg_edge_index"], made.tensors["kg_edge_type"]),
+        missing=Missing() if thin.rate else missing,
+    )
+
+
+def _processed(
+    facts: Sequence[Fact], question_seed: int, phrasings: int, max_entities: int, thin: Missing
+) -> Processed:
+    """Asks all questions and extracts their subgraphs; those of training come first, then validation's."""
     order = {part: place for place, part in enumerate(SHARES)}
     asked = sorted(posed(facts, question_seed, phrasings), key=lambda question: order[question.part])
     names = sorted({end for head, _, tail in facts for end in (head, tail)})
     entity, relation = ({name: k for k, name in enumerate(group)} for group in (names, RELATIONS))
     edge_index = torch.tensor([[entity[fact[end]] for fact in facts] for end in (0, 2)], dtype=torch.int32)
     edge_type = torch.tensor([relation[fact[1]] for fact in facts], dtype=torch.int16)
-    globally = missing.rate > 0 and missing.scope == "global"
-    if globally:
-        kept = kept_facts(edge_index, edge_type, missing.rate, missing.seed)
+    if thin.rate:
+        kept = kept_facts(edge_index, edge_type, thin.rate, thin.seed)
         edge_index, edge_type = edge_index[:, kept], edge_type[kept]
+    topics = [entity[question.topic] for question in asked]
     questions = questions_on(
         KnowledgeGraph(edge_index, edge_type, len(names)),
-        [(entity[question.topic],) for question in asked],
+        [(topic,) for topic in topics],
         [[entity[name] for name in question.answers] for question in asked],
         [question.hop for question in asked],
         max_entities=max_entities,
         restart=RESTART,
     )
+    number: dict[str, int] = {}
+    template = [number.setdefault(question.template, len(number)) for question in asked]
+    tensors = {
+        **questions.tensors(),
+        "template": torch.tensor(template, dtype=torch.int32),
+        "topic": torch.tensor(topics, dtype=torch.int32),
+        "kg_edge_index": edge_index,
+        "kg_edge_type": edge_type,
+        **{
+            name: torch.from_numpy(np.array(join_texts(list(lines))))
+            for name, lines in (("names", names), ("templates", number))
+        },
+    }
     sizes = Counter(question.part for question in asked)
-    splits = split_at(*(sizes[part] for part in SHARES))
-    splits["train"] = {"index": some_of(splits["train"]["index"], num_train, seed)}
-    info = {"source": f"{PACKAGE} {version}", "licence": "MIT", "question_seed": question_seed}
-    info |= {"max_entities": max_entities, "restart": RESTART, "mask": MASK if mask else None}
-    return kgqa_benchmark(
-        "countries",
-        questions,
-        splits,
-        [question.text(question.topic) for question in asked],
-        names,
-        list(RELATIONS),
-        info=info | (missing.facts() if globally else {}),
-        citation=CITATION,
-        question_texts=[question.text(MASK) for question in asked] if mask else None,
-        relation_texts=list(RELATIONS.values()),
-        graph=(edge_index, edge_type),
-        missing=None if globally else missing,
-    )
+    return Processed(tensors, {"sizes": [sizes[part] for part in SHARES]})

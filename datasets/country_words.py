@@ -1,8 +1,8 @@
 """The words of the data set ``countries``: names of languages and currencies, and how questions are put.
 
 A question is a frame around noun phrases: "what is the currency of {}?" around "the neighbours of {}" around
-"France". Each part knows the relations that it follows, ``-`` for those followed from tail to head, and five
-ways to put it: the first three are for training, the fourth for validation, the fifth for the test.
+"France". Each part knows the relations that it follows, ``-`` for those followed from tail to head, and nine
+ways to put it: the first seven are for training, the eighth for validation, the last for the test.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ RELATIONS = {
 
 
 class Part(NamedTuple):
-    """Part of a question: the relations it follows, and five ways to put it."""
+    """Part of a question: the relations it follows, and nine ways to put it."""
 
     moves: tuple[str, ...]
-    ways: tuple[str, str, str, str, str]
+    ways: tuple[str, ...]
 
 
 FRAMES = {
@@ -38,6 +38,10 @@ FRAMES = {
             "what is the capital of {}?",
             "which city is the capital of {}?",
             "name the capital cities of {}",
+            "what's the capital city of {}?",
+            "tell me the capital of {}",
+            "which capital does {} have?",
+            "what is {}'s capital called?",
             "where does the government of {} sit, in which capital?",
             "what are the capitals of {} called?",
         ),
@@ -48,6 +52,10 @@ FRAMES = {
             "which languages are spoken in {}?",
             "what languages do people speak in {}?",
             "name the languages of {}",
+            "what language is used in {}?",
+            "tell me the official languages of {}",
+            "what do people in {} speak?",
+            "which languages would one hear in {}?",
             "what does one speak in {}?",
             "in {}, which language would I hear spoken?",
         ),
@@ -58,6 +66,10 @@ FRAMES = {
             "what is the currency of {}?",
             "which money is used in {}?",
             "name the currencies of {}",
+            "what currency does one pay with in {}?",
+            "tell me the money of {}",
+            "which currency do people in {} use?",
+            "what money do I need for {}?",
             "with what money does one pay in {}?",
             "which currency would I need in {}?",
         ),
@@ -68,6 +80,10 @@ FRAMES = {
             "which countries border {}?",
             "what are the neighbouring countries of {}?",
             "name the neighbours of {}",
+            "what countries are next to {}?",
+            "tell me all neighbours of {}",
+            "with which countries does {} have a border?",
+            "what countries lie around {}?",
             "who shares a border with {}?",
             "which countries lie next to {}, across the border?",
         ),
@@ -78,6 +94,10 @@ FRAMES = {
             "on which continent is {}?",
             "which continent does {} belong to?",
             "name the continent of {}",
+            "which continent is {} on?",
+            "tell me the continent of {}",
+            "in which continent does {} lie?",
+            "what part of the earth, which continent, is {} in?",
             "what continent would I find {} on?",
             "{} is part of which continent?",
         ),
@@ -88,6 +108,10 @@ FRAMES = {
             "in which region of the world is {}?",
             "which part of its continent is {} in?",
             "name the world region of {}",
+            "what region of the world is {} in?",
+            "tell me the region of {}",
+            "to which world region does {} belong?",
+            "where in the world, in which region, does {} lie?",
             "what world region does {} belong to?",
             "which region of the world would I find {} in?",
         ),
@@ -98,6 +122,10 @@ FRAMES = {
             "what is the internet domain of {}?",
             "which top-level domain does {} have?",
             "name the internet domains of {}",
+            "what domain do websites of {} have?",
+            "tell me the internet domain of {}",
+            "which ending do internet addresses of {} have?",
+            "what is the web domain of {}?",
             "how do web addresses of {} end, with which domain?",
             "which domain do internet pages of {} use?",
         ),
@@ -108,13 +136,41 @@ FRAMES = {
             "what is the calling code of {}?",
             "which telephone code does {} have?",
             "name the dialling codes of {}",
+            "what is the phone code of {}?",
+            "tell me the dialling code of {}",
+            "what number do I dial for calling {}?",
+            "which international telephone code has {}?",
             "which code do I dial to phone {}?",
             "what international code is used for calling {}?",
         ),
     ),
-    "which": Part((), ("which are {}?", "name {}", "what are {}?", "list {}", "can you tell me {}?")),
+    "which": Part(
+        (),
+        (
+            "which are {}?",
+            "name {}",
+            "what are {}?",
+            "tell me {}",
+            "which ones are {}?",
+            "what do you know as {}?",
+            "show me {}",
+            "list {}",
+            "can you tell me {}?",
+        ),
+    ),
     "which_one": Part(
-        (), ("which is {}?", "name {}", "what is {}?", "tell me {}", "can you say what is {}?")
+        (),
+        (
+            "which is {}?",
+            "name {}",
+            "what is {}?",
+            "which one is {}?",
+            "show me {}",
+            "what do you know as {}?",
+            "say which is {}",
+            "tell me {}",
+            "can you say what is {}?",
+        ),
     ),
 }
 """The outermost part; it asks for what its relation leads to."""
@@ -126,6 +182,10 @@ NOUNS = {
             "the neighbours of {}",
             "the countries that border {}",
             "the countries next to {}",
+            "the neighbour countries of {}",
+            "the countries bordering {}",
+            "the countries which have a border with {}",
+            "the nations adjacent to {}",
             "the countries around {}",
             "the countries that share a border with {}",
         ),
@@ -136,6 +196,10 @@ NOUNS = {
             "the country whose capital is {}",
             "the country with the capital {}",
             "the country that has {} as its capital",
+            "the country which has the capital {}",
+            "the country of the capital {}",
+            "the nation whose capital city is {}",
+            "the country that is governed from {}",
             "the country governed from its capital {}",
             "the country of which {} is the capital",
         ),
@@ -146,6 +210,10 @@ NOUNS = {
             "the countries where {} is spoken",
             "the countries whose people speak {}",
             "the {}-speaking countries",
+            "the countries that speak {}",
+            "the nations with {} as a language",
+            "the countries where people speak {}",
+            "the countries in which {} is the language",
             "the countries in which one speaks {}",
             "the countries with the language {}",
         ),
@@ -156,6 +224,10 @@ NOUNS = {
             "the countries that use the {}",
             "the countries with the currency {}",
             "the countries whose money is the {}",
+            "the countries paying with the {}",
+            "the nations where the {} is the money",
+            "the countries having {} as their currency",
+            "the countries in which one uses the {}",
             "the countries where one pays with the {}",
             "the countries that have the {} as currency",
         ),
@@ -166,6 +238,10 @@ NOUNS = {
             "the countries of {}",
             "the countries in {}",
             "the countries that lie in {}",
+            "the countries belonging to {}",
+            "the countries found in {}",
+            "the nations of {}",
+            "all countries of {}",
             "the countries that make up {}",
             "the countries that belong to {}",
         ),
@@ -176,6 +252,10 @@ NOUNS = {
             "the country with the internet domain {}",
             "the country whose web addresses end in {}",
             "the country that has the domain {}",
+            "the country with websites ending in {}",
+            "the country which uses the domain {}",
+            "the nation whose internet domain is {}",
+            "the country of the pages under {}",
             "the country that the domain {} stands for",
             "the country whose internet pages use {}",
         ),
@@ -186,6 +266,10 @@ NOUNS = {
             "the countries with the same currency as {}",
             "the countries that share a currency with {}",
             "the countries that use the same money as {}",
+            "the countries having the same money as {}",
+            "the countries whose currency {} uses too",
+            "the nations which have a currency in common with {}",
+            "the countries that also use the currency of {}",
             "the countries that pay with the money of {}",
             "the countries whose currency is also that of {}",
         ),
@@ -196,6 +280,10 @@ NOUNS = {
             "the countries with the same language as {}",
             "the countries that share a language with {}",
             "the countries that speak the same language as {}",
+            "the countries speaking a language of {}",
+            "the countries whose language people in {} speak too",
+            "the nations which have a language in common with {}",
+            "the countries that also speak the language of {}",
             "the countries where one speaks a language of {}",
             "the countries whose language is also spoken in {}",
         ),
@@ -206,6 +294,10 @@ NOUNS = {
             "the countries in the same region as {}",
             "the countries that share a world region with {}",
             "the countries of the region that {} is in",
+            "the countries belonging to the region of {}",
+            "the countries of the world region around {}",
+            "the nations which have their region in common with {}",
+            "the countries that are also in the region of {}",
             "the countries that lie in the region of {}",
             "the countries that belong to the same world region as {}",
         ),

@@ -34,7 +34,7 @@ from graphkit.ppr import KnowledgeGraph, questions_on
 from graphkit.questions import QuestionSet
 from graphkit.registry import register_dataset
 
-__all__ = ["FolderQuestions", "load_kgqa_folder", "masked", "read_facts", "read_folder_questions"]
+__all__ = ["FolderQuestions", "dealt", "load_kgqa_folder", "masked", "read_facts", "read_folder_questions"]
 
 VERSION = 1
 SPLITS = ("train", "valid", "test")
@@ -137,7 +137,7 @@ def _known(name: Any, entities: Mapping[str, int], where: str) -> int:
     return entities[key]
 
 
-def _dealt(split: Sequence[str], seed: int) -> dict[str, Split]:
+def dealt(split: Sequence[str], seed: int) -> dict[str, Split]:
     """Returns the questions of each part: as they say, or 80, 10 and 10 % of them by chance."""
     if split[0]:
         return {
@@ -204,7 +204,7 @@ def load_kgqa_folder(
     options = f"n={max_entities}/restart={restart}/{thin}"
     key = f"kgqa-folder/{VERSION}/{sha256(facts_file)}/{sha256(questions_file)}/{options}"
     made = cached(cache, key, lambda: _processed(facts_file, questions_file, max_entities, restart, thin))
-    splits = _dealt(made.info["split"], seed)
+    splits = dealt(made.info["split"], seed)
     splits["train"] = {"index": some_of(splits["train"]["index"], num_train, seed)}
     texts = {name: list(Texts(made.tensors[name])) for name in ("texts", "masked", "entities")}
     info = {"source": str(folder), "max_entities": max_entities, "restart": restart}

@@ -103,12 +103,21 @@ class Spot(NamedTuple):
 
 
 class Arrow(NamedTuple):
-    """An arrow to draw: numbers of spots, its label, and whether it is on the highlighted path."""
+    """An arrow to draw.
+
+    Attributes:
+        tail: Number of the spot that it leaves.
+        head: Number of the spot that it points to.
+        label: What it means.
+        on_path: Whether it is on the highlighted path.
+        both: Whether it points to both.
+    """
 
     tail: int
     head: int
     label: str
     on_path: bool
+    both: bool = False
 
 
 def picture_format(path: str) -> Literal["png", "svg"]:
@@ -128,6 +137,8 @@ def draw_paths(
 ) -> bytes:
     """Draws a graph from left to right with labelled arrows, one path highlighted and notes below its nodes.
 
+    Labels lie on their arrows, where they hide no name and no other label if there is such a place.
+
     Args:
         spots: The nodes.
         arrows: Between them; parallel ones are bent apart.
@@ -137,63 +148,82 @@ def draw_paths(
     places = _layout(spots, arrows)
     columns = max(spot.step for spot in spots) + 1
     rows = max(sum(spot.step == step for spot in spots) for step in range(columns))
-    figure = _figure((max(4.0, 1.9 * columns), max(2.6, 1.15 * rows + 1.0)))
+    longest = max(len(spot.name) for spot in spots), max((len(arrow.label) for arrow in arrows), default=0)
+    wide = 0.6 + 0.085 * longest[0] + 0.07 * longest[1]  # inches of letters
+    figure = _figure((max(4.0, max(1.9, wide) * columns), max(2.6, 1.15 * rows + 1.0)))
     axis = figure.subplots()
-    boxes = [_draw_spot(axis, spot, place) for spot, place in zip(spots, places, strict=True)]
-    seen: dict[frozenset[int], int] = {}
-    for arrow in arrows:
-        ends = frozenset((arrow.tail, arrow.head))
-        seen[ends] = seen.get(ends, 0) + 1
-        _draw_arrow(axis, places, boxes, arrow, seen[ends] - 1)
+    texts = [_draw_spot(axis, spot, place) for spot, place in zip(spots, places, strict=True)]
     axis.set_xlim(-0.5, columns - 0.5)
     ys = [y for _, y in places]
     axis.set_ylim(min(ys) - 0.6, max(ys) + 0.4)
     axis.set_axis_off()
     if title:
-        axis.set_title(title, loc="left", fontsize=10)
+        axis.set_title(title, loc="left", fontsize=10, wrap=True)
+    figure.draw_without_rendering()  # frames have their size from here on
+    figure.set_layout_engine("none")
+    names = [name.get_bbox_patch() for name, _ in texts]
+    taken = [(part.get_window_extent().padded(2), 50) for pair in texts for part in pair if part is not None]
+    seen: dict[frozenset[int], int] = {}
+    curves = []
+    for arrow in arrows:
+        ends = frozenset((arrow.tail, arrow.head))
+        seen[ends] = seen.get(ends, 0) + 1
+        curves.append(_draw_arrow(axis, spots, places, names, arrow, seen[ends] - 1))
+    for arrow, curve in zip(arrows, curves, strict=True):
+        _draw_label(axis, arrow, curve, taken)
     return _bytes(figure, format)
 
 
-def _draw_spot(axis: Any, spot: Spot, place: tuple[float, float]) -> Any:
-    """Draws a node and its note; returns its frame."""
+def _draw_spot(axis: Any, spot: Spot, place: tuple[float, float]) -> tuple[Any, Any]:
+    """Draws a node and its note; returns both texts."""
     colour = _ORANGE if spot.on_path else _GREY
     frame = {"boxstyle": "round,pad=0.35", "fc": "white", "ec": colour, "lw": 1.8 if spot.on_path else 1}
-    text = axis.text(*place, spot.name, ha="center", va="center", fontsize=9, zorder=1, bbox=frame)
-    if spot.note:
-        look = {"ha": "center", "va": "top", "fontsize": 7.5, "color": _ORANGE, "zorder": 3}
-        look["bbox"] = {"boxstyle": "square,pad=0.05", "fc": "white", "ec": "none", "alpha": 0.8}
-        axis.annotate(spot.note, place, xytext=(0, -15), textcoords="offset points", **look)
-    return text.get_bbox_patch()
+    text = axis.text(*place, spot.name, ha="center", va="center", fontsize=9, zorder=3, bbox=frame)
+    if not spot.note:
+        return text, None
+    look = {"ha": "center", "va": "top", "fontsize": 7.5, "color": _ORANGE, "zorder": 4}
+    look["bbox"] = {"boxstyle": "square,pad=0.05", "fc": "white", "ec": "none", "alpha": 0.8}
+    return text, axis.annotate(spot.note, place, xytext=(0, -15), textcoords="offset points", **look)
+
+
+_Curve = Sequence[tuple[float, float]]
 
 
 def _draw_arrow(
-    axis: Any, places: Sequence[tuple[float, float]], boxes: Sequence[Any], arrow: Arrow, number: int
-) -> None:
-    """Draws one arrow and its label; the ``number``-th between its ends is bent the more."""
+    axis: Any,
+    spots: Sequence[Spot],
+    places: Sequence[tuple[float, float]],
+    names: Sequence[Any],
+    arrow: Arrow,
+    number: int,
+) -> _Curve:
+    """Draws one arrow, the ``number``-th between its ends; returns places for its label, the best first."""
     from matplotlib.patches import FancyArrowPatch
 
-    colour = _ORANGE if arrow.on_path else _GREY
-    (x0, y0), (x1, y1) = places[arrow.tail], places[arrow.head]
+    to_pixels, point = axis.transData.transform, axis.figure.dpi / 72
+    (x0, y0), (x1, y1) = (to_pixels(places[end]).tolist() for end in (arrow.tail, arrow.head))
     if arrow.tail == arrow.head:  # a loop has no direction to draw
-        axis.annotate(
-            *(f"↻ {arrow.label}", (x0, y0)),
-            xytext=(0, 15 + 9 * number),
-            textcoords="offset points",
-            ha="center",
-            fontsize=7.5,
-            color=colour,
-        )
-        return
+        return [(x0, y0 + (19 + 9 * (number + k)) * point) for k in range(3)]
     bend = 0.0 if number == 0 else 0.18 * ((number + 1) // 2) * (1 if number % 2 else -1)
     bend = bend if arrow.tail < arrow.head else -bend  # opposite arrows bend to their own sides
-    # frames have their place once they are drawn, so arrows come later
+    between = [
+        name.get_window_extent().width
+        for name, spot, place in zip(names, spots, places, strict=True)
+        if spot.step == spots[arrow.tail].step == spots[arrow.head].step
+        and min(y0, y1) < to_pixels(place)[1] < max(y0, y1)
+    ]
+    if between:  # around the names of its own column
+        near = 1 / (len(between) + 1)
+        around = (max(between) / 2 + 12 * point) / (2 * near * (1 - near) * abs(y1 - y0))
+        bend += around if y1 > y0 else -around
+    colour = _ORANGE if arrow.on_path else _GREY
     made = FancyArrowPatch(
-        *((x0, y0), (x1, y1)),
-        patchA=boxes[arrow.tail],
-        patchB=boxes[arrow.head],
+        *(places[arrow.tail], places[arrow.head]),
+        patchA=names[arrow.tail],
+        patchB=names[arrow.head],
         shrinkA=1.5,
         shrinkB=1.5,
-        arrowstyle="-|>",
+        arrowstyle="<|-|>" if arrow.both else "-|>",
         mutation_scale=11,
         color=colour,
         lw=2.2 if arrow.on_path else 1.0,
@@ -201,16 +231,44 @@ def _draw_arrow(
         zorder=2,
     )
     axis.add_patch(made)
-    middle = ((x0 + x1) / 2 + bend * (y1 - y0) / 2, (y0 + y1) / 2 - bend * (x1 - x0) / 2)
-    axis.text(
-        *(*middle, arrow.label),
+    cx, cy = (x0 + x1) / 2 + bend * (y1 - y0), (y0 + y1) / 2 - bend * (x1 - x0)
+    return [
+        tuple((1 - t) ** 2 * a + 2 * t * (1 - t) * c + t * t * b for a, c, b in ((x0, cx, x1), (y0, cy, y1)))
+        for t in (0.5, *(0.5 + side * far / 40 for far in range(1, 15) for side in (-1, 1)))
+    ]
+
+
+def _draw_label(axis: Any, arrow: Arrow, curve: _Curve, taken: list[tuple[Any, int]]) -> None:
+    """Writes a label at the first place where nothing is hidden, or where the least is; marks it as taken.
+
+    Rather hides other labels than names: ``taken`` has boxes and how much they matter.
+    """
+    from matplotlib.transforms import Bbox
+
+    text = axis.text(
+        *(0, 0, f"↻ {arrow.label}" if arrow.tail == arrow.head else arrow.label),
         ha="center",
         va="center",
         fontsize=7.5,
-        color=colour,
-        zorder=3,
+        color=_ORANGE if arrow.on_path else _GREY,
+        zorder=4,
         bbox={"boxstyle": "square,pad=0.12", "fc": "white", "ec": "none"},
     )
+    size = text.get_window_extent()
+    best, least = None, float("inf")
+    for x, y in curve:
+        box = Bbox.from_bounds(x - size.width / 2, y - size.height / 2, size.width, size.height).padded(1)
+        hidden = 0.0
+        for other, matters in taken:
+            part = Bbox.intersection(box, other)
+            hidden += 0.0 if part is None else float(part.width * part.height) * matters
+        if hidden < least:
+            best, least = (x, y, box), hidden
+        if not hidden:
+            break
+    if best is not None:
+        text.set_position(axis.transData.inverted().transform(best[:2]))
+        taken.append((best[2], 1))
 
 
 def _layout(spots: Sequence[Spot], arrows: Sequence[Arrow]) -> list[tuple[float, float]]:

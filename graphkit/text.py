@@ -1,8 +1,8 @@
 """Texts as states of their tokens: hashed words, word vectors, or a language model by name.
 
-A :class:`TextEncoder` turns texts into :class:`TokenStates`; :func:`encoded` does that once for many texts,
-and keeps the states of a language model on disk, by encoder and content. Every encoder is frozen and has no
-dropout, and a text's states don't depend on the texts beside it.
+A :class:`TextEncoder` turns texts into :class:`TokenStates`; :func:`encoded` does that for many texts, once
+for each different one, and keeps the states of a language model on disk, by encoder and content. Every
+encoder is frozen and has no dropout, and a text's states don't depend on the texts beside it.
 
 =============================  ==========================================================================
 ``hash``, ``hash:64``          words hashed to 256 (or 64) numbers; needs nothing, and knows no meaning
@@ -156,9 +156,9 @@ class WordEncoder(ABC):
 
     def encode(self, texts: Sequence[str]) -> TokenStates:
         """Returns the states of n texts; an unknown word is a zero that is masked."""
-        return self.states(texts).batch(torch.arange(len(texts)))
+        return TextStates(self.chunks(texts), self.width).batch(torch.arange(len(texts)))
 
-    def states(self, texts: Sequence[str]) -> TextStates:
+    def chunks(self, texts: Sequence[str]) -> list[_Chunk]:
         """Returns the states of n texts, a table of words and what each text takes from it."""
         number: dict[str, int] = {}
         split = [self.words(text) for text in texts]
@@ -166,7 +166,7 @@ class WordEncoder(ABC):
         ptr = torch.zeros(len(split) + 1, dtype=torch.int64)
         torch.cumsum(torch.tensor([len(words) for words in split], dtype=torch.int64), 0, out=ptr[1:])
         table = self.vectors(list(number)) if number else torch.zeros(0, self.width)
-        return TextStates([_Chunk(table, torch.tensor(token, dtype=torch.int32), ptr)], self.width)
+        return [_Chunk(table, torch.tensor(token, dtype=torch.int32), ptr)]
 
 
 class HashEncoder(WordEncoder):
@@ -288,24 +288,34 @@ class TextStates:
     """The states of n texts, without padding; batches are gathered from them.
 
     Args:
-        chunks: Portions of the texts, all but the last of the same number.
+        chunks: Portions of the m different texts, all but the last of the same number.
         width: E.
+        row: ``[n]`` integers, which of the different texts each one is; None where all n differ.
     """
 
-    def __init__(self, chunks: Sequence[_Chunk], width: int) -> None:
-        self._chunks, self.width = list(chunks), width
+    def __init__(self, chunks: Sequence[_Chunk], width: int, row: Tensor | None = None) -> None:
+        self._chunks, self.width, self._row = list(chunks), width, row
         self._size = max(1, chunks[0].ptr.numel() - 1) if chunks else 1
 
     def __len__(self) -> int:
+        return self.num_different if self._row is None else self._row.numel()
+
+    @property
+    def num_different(self) -> int:
+        """m, the texts whose states are held."""
         return sum(chunk.ptr.numel() - 1 for chunk in self._chunks)
 
     @property
     def nbytes(self) -> int:
         """Bytes that they take."""
-        return sum(t.nbytes for chunk in self._chunks for t in chunk if t is not None)
+        held = sum(t.nbytes for chunk in self._chunks for t in chunk if t is not None)
+        return held if self._row is None else held + self._row.nbytes
 
     def lengths(self, ids: Tensor) -> Tensor:
         """Returns the number of tokens of some texts, ``[B]`` int64."""
+        return self._lengths(ids if self._row is None else self._row[ids].long())
+
+    def _lengths(self, ids: Tensor) -> Tensor:
         length = torch.zeros_like(ids)
         for number, chunk in enumerate(self._chunks):
             mine = ids // self._size == number
@@ -314,7 +324,8 @@ class TextStates:
 
     def batch(self, ids: Tensor) -> TokenStates:
         """Returns some texts ``[B]`` int64, padded to the longest of them; one token at least."""
-        length = self.lengths(ids)
+        ids = ids if self._row is None else self._row[ids].long()
+        length = self._lengths(ids)
         longest = max(1, int(length.max())) if ids.numel() else 1
         hidden = torch.zeros(ids.numel(), longest, self.width)
         mask = torch.zeros(ids.numel(), longest, dtype=torch.bool)
@@ -334,7 +345,7 @@ class TextStates:
 
 
 def encoded(encoder: TextEncoder, texts: Sequence[str], folder: str | Path | None = None) -> TextStates:
-    """Returns the states of texts; those of a language model are computed once.
+    """Returns the states of texts; equal ones share theirs, and those of a language model are computed once.
 
     They are kept as float16, in portions of 8,192 texts, so that an interrupted encoding goes on. States of
     words are quicker made than read, and aren't kept.
@@ -344,11 +355,15 @@ def encoded(encoder: TextEncoder, texts: Sequence[str], folder: str | Path | Non
         texts: n of them.
         folder: Where states are kept; nowhere by default.
     """
+    number: dict[str, int] = {}
+    place = [number.setdefault(text, len(number)) for text in texts]
+    different = list(number)
+    row = torch.tensor(place, dtype=torch.int32) if len(different) < len(texts) else None
     if isinstance(encoder, WordEncoder):
-        return encoder.states(texts)
+        return TextStates(encoder.chunks(different), encoder.width, row)
     chunks = []
-    for first in range(0, len(texts), _CHUNK):
-        part = list(texts[first : first + _CHUNK])
+    for first in range(0, len(different), _CHUNK):
+        part = different[first : first + _CHUNK]
 
         def build(part: list[str] = part) -> Processed:
             states = encoder.encode(part)
@@ -360,4 +375,4 @@ def encoded(encoder: TextEncoder, texts: Sequence[str], folder: str | Path | Non
         key = f"{encoder.name}/{encoder.identity}/{len(part)}/{digest}"
         made = (build() if folder is None else cached(folder, key, build)).tensors
         chunks.append(_Chunk(made["hidden"], None, made["ptr"]))
-    return TextStates(chunks, encoder.width)
+    return TextStates(chunks, encoder.width, row)

@@ -53,7 +53,7 @@ SPECS = {
     "wn18rr-v2": DataSpec(num_relations=10),
     "fb15k237-v1": DataSpec(num_relations=180),
     "countries": DataSpec(num_relations=8, text_channels=256),
-    "metaqa-3": DataSpec(num_relations=9, text_channels=384),
+    **{f"metaqa-{hop}": DataSpec(num_relations=9, text_channels=384) for hop in (1, 2, 3)},
 }
 """Sizes of the data sets that have recipes; a new one needs a row."""
 

@@ -25,8 +25,10 @@ __all__ = [
     "in_turn",
     "same_everywhere",
     "share_out",
+    "start_sum",
 ]
 
+_SMALL = 1 << 18  # bytes that all ranks send together
 Part = TypeVar("Part")
 Found = TypeVar("Found")
 
@@ -44,11 +46,34 @@ def all_max(values: Tensor) -> Tensor:
     return values
 
 
-def all_sum(values: Tensor) -> Tensor:
+def all_sum(values: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     """Returns the elementwise sum over ranks."""
-    if rank_and_world()[1] > 1:
-        dist.all_reduce(values)
-    return values
+    return values if rank_and_world()[1] == 1 else start_sum(values, group).wait()
+
+
+def start_sum(values: Tensor, group: dist.ProcessGroup | None = None) -> torch.futures.Future[Tensor]:
+    """Begins a sum over ranks, for a tensor that may be written to.
+
+    gloo gathers a few numbers in a quarter of the time that it takes to reduce them, so small tensors on a
+    CPU are gathered and added here, in the order of ranks.
+    """
+    world = dist.get_world_size(group)
+    if values.device.type == "cpu" and world * values.nbytes <= _SMALL:
+        parts = [torch.empty_like(values) for _ in range(world)]
+        gathered = dist.all_gather(parts, values.contiguous(), group=group, async_op=True).get_future()
+        added: torch.futures.Future[Tensor] = gathered.then(lambda future: _added(future, parts))
+        return added
+    reduced = dist.all_reduce(values, group=group, async_op=True).get_future()
+    done: torch.futures.Future[Tensor] = reduced.then(lambda future: future.value()[0])
+    return done
+
+
+def _added(future: torch.futures.Future[Any], parts: list[Tensor]) -> Tensor:
+    future.value()  # raises what the exchange raised
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
 
 
 def any_true(flag: bool, device: torch.device) -> bool:

@@ -153,37 +153,23 @@ def _sweep(
 
 
 @_sweep.register_fake
-def _sweep_fake(
-    matrix: Tensor,
-    edge_index: Tensor,
-    edge_type: Tensor,
-    anchor: Tensor,
-    turns: Tensor,
-    num_nodes: int,
-    rounds: int,
-    product: bool,
-) -> Tensor:
-    return matrix.new_empty(anchor.size(0), num_nodes, matrix.size(1), matrix.size(3))
+def _sweep_fake(*args: Any) -> Tensor:
+    matrix, _, _, anchor, _, num_nodes, *_ = args
+    made: Tensor = matrix.new_empty(anchor.size(0), num_nodes, matrix.size(1), matrix.size(3))
+    return made
 
 
 @_sweep.register_kernel("cpu")
-def _sweep_cpu(
-    matrix: Tensor,
-    edge_index: Tensor,
-    edge_type: Tensor,
-    anchor: Tensor,
-    turns: Tensor,
-    num_nodes: int,
-    rounds: int,
-    product: bool,
-) -> Tensor:
+def _sweep_cpu(*args: Any) -> Tensor:
     from graphkit.kernels import _belief_sweep_loops as loops
     from graphkit.kernels._belief_loops import finite, size_of
 
-    graph = plain.Graph(edge_index, edge_type, anchor, turns, num_nodes, rounds)
-    check_ids(edge_index, edge_type, anchor, num_nodes, matrix.size(0))
+    matrix, *given, product = args
+    graph = plain.Graph(*given)
+    anchor = graph.anchor
+    check_ids(graph.edge_index, graph.edge_type, anchor, graph.num_nodes, matrix.size(0))
     plan, anchors, messages = make_plan(graph)
-    state = _sweep_fake(matrix, edge_index, edge_type, anchor, turns, num_nodes, rounds, product)
+    state = _sweep_fake(*args)
     weights, size = rows(matrix), size_of(matrix.size(1))
     if not finite(weights):  # which minima could hide
         return state.fill_(np.nan)
@@ -210,24 +196,13 @@ def _sweep_grad(
 
 
 @_sweep_grad.register_kernel("cpu")
-def _sweep_grad_cpu(
-    grad: Tensor,
-    state: Tensor,
-    matrix: Tensor,
-    edge_index: Tensor,
-    edge_type: Tensor,
-    anchor: Tensor,
-    turns: Tensor,
-    num_nodes: int,
-    rounds: int,
-    product: bool,
-) -> Tensor:
+def _sweep_grad_cpu(grad: Tensor, state: Tensor, matrix: Tensor, *graph: Any) -> Tensor:
     from graphkit.kernels import _belief_sweep_loops as loops
     from graphkit.kernels._belief_loops import size_of
 
-    graph = plain.Graph(edge_index, edge_type, anchor, turns, num_nodes, rounds)
-    plan, anchors, messages = make_plan(graph)
-    chunks, size = min(CHUNKS, anchor.size(0)), size_of(matrix.size(1))
+    *given, product = graph
+    plan, anchors, messages = make_plan(plain.Graph(*given))
+    chunks, size = min(CHUNKS, anchors.shape[0]), size_of(matrix.size(1))
     total = matrix.new_zeros(chunks, *matrix.shape)
     bounds = even_bounds(chunks, min(num_parts(3 * messages * matrix[0].numel()), max(chunks, 1)))
     # gradients are passed on within their array
@@ -272,34 +247,21 @@ def _pairs(
 
 
 @_pairs.register_fake
-def _pairs_fake(
-    composition: Tensor,
-    state: Tensor,
-    left: Tensor,
-    right: Tensor,
-    group: Tensor,
-    num_groups: int,
-    product: bool,
-) -> Tensor:
-    return state.new_empty(num_groups, *state.shape[1:])
+def _pairs_fake(*args: Any) -> Tensor:
+    _, state, _, _, _, num_groups, _ = args
+    made: Tensor = state.new_empty(num_groups, *state.shape[1:])
+    return made
 
 
 @_pairs.register_kernel("cpu")
-def _pairs_cpu(
-    composition: Tensor,
-    state: Tensor,
-    left: Tensor,
-    right: Tensor,
-    group: Tensor,
-    num_groups: int,
-    product: bool,
-) -> Tensor:
+def _pairs_cpu(*args: Any) -> Tensor:
     from graphkit.kernels import _belief_pair_loops as loops
     from graphkit.kernels._belief_loops import finite, size_of
 
+    composition, state, left, right, group, num_groups, product = args
     ends = to_numpy(left), to_numpy(right), to_numpy(group)
     arrays = grouped(ends, state.size(0), num_groups)
-    out, size = state.new_empty(num_groups, *state.shape[1:]), size_of(state.size(1))
+    out, size = _pairs_fake(*args), size_of(state.size(1))
     weights = to_numpy(composition).reshape(1, -1)
     if not finite(weights):
         return out.fill_(np.nan)
@@ -323,19 +285,11 @@ def _pairs_grad(
 
 
 @_pairs_grad.register_kernel("cpu")
-def _pairs_grad_cpu(
-    grad: Tensor,
-    out: Tensor,
-    composition: Tensor,
-    state: Tensor,
-    left: Tensor,
-    right: Tensor,
-    group: Tensor,
-    product: bool,
-) -> tuple[Tensor, Tensor]:
+def _pairs_grad_cpu(*args: Any) -> tuple[Tensor, Tensor]:
     from graphkit.kernels import _belief_pair_loops as loops
     from graphkit.kernels._belief_loops import size_of
 
+    grad, out, composition, state, left, right, group, product = args
     index = to_numpy(left), to_numpy(right), to_numpy(group)
     arrays = grouped(index, state.size(0), out.size(0))
     total, flow = composition.new_zeros(composition.shape), state.new_zeros(state.shape)

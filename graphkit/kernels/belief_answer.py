@@ -128,21 +128,9 @@ def _answer(
 
 
 @_answer.register_fake
-def _answer_fake(
-    composition: Tensor,
-    relation: Tensor,
-    edge_index: Tensor,
-    edge_type: Tensor,
-    source: Tensor,
-    target: Tensor,
-    path_node: Tensor,
-    path_graph: Tensor,
-    turns: Tensor,
-    num_nodes: int,
-    rounds: int,
-    product: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    (relations, n, facets), like = relation.shape, relation
+def _answer_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    like, source, num_nodes = args[1], args[4], args[9]
+    relations, n, facets = like.shape
     return (
         like.new_empty(source.numel(), n, facets),
         like.new_empty(2 * num_nodes, n, facets),

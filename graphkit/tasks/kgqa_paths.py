@@ -2,8 +2,9 @@ r"""Paths from the seeds of a question to an answer, and how much each iteration
 
 Layer l of an iteration sends :math:`a_l(u, v)` from u to v along the facts between them: a share of all that
 it sends, the larger the likelier u was by then and the more the question's instructions make of the
-relations. A walk from a seed, a neighbour or a pause in each layer, weighs :math:`\prod_l a_l`. The weight of
-a path is that of all walks along it, wherever they pause, in the weight of all walks to its end. So in each
+relations. A walk from a seed, a neighbour or a pause in each layer, weighs :math:`\prod_l a_l`, where a pause
+weighs as all that u sends together, to itself included, since its whole state is kept. The weight of a path
+is that of all walks along it, wherever they pause, in the weight of all walks to its end. So in each
 iteration the weights of all paths to an entity sum to 1, or to 0 if no walk reaches it in L layers.
 """
 
@@ -56,7 +57,7 @@ class Reason(NamedTuple):
 
 class _Layer(NamedTuple):
     pair: Array  # [P] sent from one entity to another
-    own: Array  # [n] what an entity sent itself
+    own: Array  # [n] what a pause weighs
 
 
 class Walks:
@@ -127,11 +128,11 @@ class Walks:
         return Reason(nodes, moves, tuple(self._weight(number, path) for number in range(len(self._all))))
 
     def _layer(self, sent: Array, prior: Array) -> _Layer:
-        """Returns what a layer sent, what entities sent themselves included."""
+        """Returns what a layer sent from one entity to another, and all that each entity sent."""
         pair = np.bincount(self._pair_of, sent, self.source.size)
         rest = max(0.0, 1.0 - float(pair.sum()))
         own = rest * prior / max(float(prior.sum()), 1e-300)  # all have the same relation to themselves
-        own[self.end[self._loop]] += pair[self._loop]
+        own += np.bincount(self.source, pair, self.num_nodes)
         return _Layer(np.where(self._loop, 0.0, pair), own)
 
     def _all_walks(self, layers: Sequence[_Layer]) -> Array:

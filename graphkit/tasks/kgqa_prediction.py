@@ -361,13 +361,16 @@ def _draw(found: Answer, file: str) -> None:
             for (relation, along), a, b in zip(path.moves, path.nodes, path.nodes[1:], strict=False):
                 fact = (a, relation, b) if along else (b, relation, a)
                 arrows[fact] = arrows.get(fact, False) or candidate.retrieved
-    for fact in found.facts:
-        if fact[0] in shown and fact[2] in shown and len(arrows) < 2 * _DRAWN:
-            arrows.setdefault(fact, False)
+    both = set[tuple[str, str, str]]()  # facts that hold in both directions
+    for a, relation, b in found.facts:
+        if a in shown and b in shown and a != b and (b, relation, a) in arrows:
+            both.add((b, relation, a))
+        elif a in shown and b in shown and len(arrows) < 2 * _DRAWN:
+            arrows.setdefault((a, relation, b), False)
     notes = {c.name: f"{c.probability:.3f}" for c in found.candidates if c.probability >= 5e-4}
     place = {name: number for number, name in enumerate(shown)}
     spots = [Spot(name, step, notes.get(name, ""), name in marked) for name, step in shown.items()]
-    lines = [Arrow(place[a], place[b], relation, on) for (a, relation, b), on in arrows.items()]
+    lines = [Arrow(place[f[0]], place[f[2]], f[1], on, f in both) for f, on in arrows.items()]
     title = f"{found.question}   ({len(shown)} of {found.num_entities} entities)"
     atomic_write(file, draw_paths(spots, lines, title=title, format=kind))
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributed import GradBucket  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
-from graphkit.distributed.ranks import all_max, gather_rows
+from graphkit.distributed.ranks import all_max, all_sum, gather_rows, start_sum
 from graphkit.environment import rank_and_world
 from graphkit.nn.norm import SafeBatchNorm
 from graphkit.tasks.base import Loss, Task
@@ -62,8 +62,6 @@ class DataParallel:
         ]
         shard_loss = _ShardLoss(model, task)
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(shard_loss, ignored)
-        if not any(p.requires_grad for name, p in shard_loss.named_parameters() if name not in ignored):
-            return
         group = dist.new_group()  # its messages may pass those of normalisations
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # broadcast_buffers will be renamed
@@ -153,16 +151,12 @@ class _Ranks:
         return torch.stack(found)
 
     def sum(self, values: Tensor) -> Tensor:
-        total = values.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total, group=self._group)
-        return total
+        return all_sum(values.clone(memory_format=torch.contiguous_format), self._group)
 
 
 def _summed(group: dist.ProcessGroup, bucket: GradBucket) -> torch.futures.Future[Tensor]:
     """DDP's hook: the sum of gradients; by default it would be their mean."""
-    work = dist.all_reduce(bucket.buffer(), group=group, async_op=True)
-    done: torch.futures.Future[Tensor] = work.get_future().then(lambda future: future.value()[0])
-    return done
+    return start_sum(bucket.buffer(), group)
 
 
 # DDP reads the hook's annotations and takes no strings for them

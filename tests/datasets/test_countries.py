@@ -48,9 +48,9 @@ def test_records_become_facts_by_name() -> None:
     assert {head for head, _, _ in facts} == {"Aland", "Beland", "Celand", "Deland"}
 
 
-def test_every_part_has_five_ways_with_one_place_for_what_it_is_about() -> None:
+def test_every_part_has_nine_ways_with_one_place_for_what_it_is_about() -> None:
     for part in (*FRAMES.values(), *NOUNS.values()):
-        assert len(set(part.ways)) == 5 or part.moves == ()
+        assert len(set(part.ways)) == 9
         assert all(way.count("{}") == 1 for way in part.ways)
         assert all(move.removeprefix("-") in RELATIONS for move in part.moves)
     assert {len(countries.moves_of(chain)) for chain in CHAINS} == {1, 2, 3}
@@ -69,9 +69,14 @@ def test_answers_follow_from_the_facts() -> None:
 
 
 @pytest.fixture(scope="module")
-def made() -> Benchmark:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def made(folder: Path) -> Benchmark:
     pytest.importorskip("countryinfo")
-    return load_countries(num_train=2000)
+    return load_countries(root=folder, num_train=2000)
 
 
 def test_real_facts_are_there(made: Benchmark) -> None:
@@ -108,8 +113,22 @@ def test_nearly_all_answers_are_inside_the_subgraphs(made: Benchmark) -> None:
     assert inside > 0.99 * questions.answers(ids)[0].numel()
 
 
-def test_facts_can_be_missing(made: Benchmark) -> None:
-    thin = load_countries(incomplete=0.5)
+def test_what_was_made_once_is_read_the_next_time(
+    made: Benchmark, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(countries, "package_records", None)  # can't be called
+    again = load_countries(root=folder, num_train=2000)
+    assert (again.questions, again.question_texts) == (made.questions, made.question_texts)
+    assert again.node_names == made.node_names
+    for name, tensor in QuestionSet.of(made.data).tensors().items():
+        assert torch.equal(tensor, again.data[name])
+    monkeypatch.undo()
+    monkeypatch.setattr(countries, "WAYS", {"train": (7,), "valid": (0,), "test": (1,)})
+    assert load_countries(root=folder, max_entities=20).questions != made.questions
+
+
+def test_facts_can_be_missing(made: Benchmark, folder: Path) -> None:
+    thin = load_countries(root=folder, max_entities=20, incomplete=0.5)
     assert 0.4 < thin.data.kg_edge_type.numel() / made.data.kg_edge_type.numel() < 0.6
     assert thin.questions == made.questions
     assert torch.equal(thin.data.answer, made.data.answer)
@@ -122,4 +141,4 @@ def test_without_the_package_one_line_says_what_to_do(
     with pytest.raises(UserError, match="pip install no_such_package_here"):
         load_countries(root=tmp_path)
     with pytest.raises(UserError, match="phrasings is 0; it must be at least 1"):
-        load_countries(phrasings=0)
+        load_countries(root=tmp_path, phrasings=0)

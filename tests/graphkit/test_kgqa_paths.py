@@ -33,7 +33,8 @@ def naive(edges: Tensor, n: int, seeds: list[int], layers: list[Any]) -> dict[tu
             between[b, a] += float(layer.inverse[f])
         rest = 1 - float(layer.forward.sum() + layer.inverse.sum())
         for v in range(n):
-            between[v, v] += rest * float(layer.prior[v] / layer.prior.sum())
+            own = rest * float(layer.prior[v] / layer.prior.sum())
+            between[v, v] = own + sum(w for (a, _), w in list(between.items()) if a == v)
         sent.append(between)
     weights: dict[tuple[int, ...], float] = defaultdict(float)
     for walk in product(range(n), repeat=len(layers) + 1):

@@ -166,6 +166,22 @@ def test_batches_are_what_the_encoder_gives(
         assert states.batch(torch.zeros(0, dtype=torch.int64)).hidden.shape == (0, 1, encoder.width)
 
 
+@pytest.mark.parametrize("name", ["counting", "hash:8"])
+def test_equal_texts_are_encoded_and_held_once(tmp_path: Path, name: str) -> None:
+    encoder: Any = Counting() if name == "counting" else make_encoder(name)
+    texts = [*TEXTS, *TEXTS[::-1]] * 50
+    states = encoded(encoder, texts, tmp_path)
+    assert len(states) == len(texts)
+    assert states.num_different == len(TEXTS)
+    assert name != "counting" or encoder.asked == TEXTS
+    assert states.nbytes == encoded(encoder, TEXTS).nbytes + 4 * len(texts)
+    ids = torch.tensor([8, 0, 13, 699])
+    mine, plain = states.batch(ids), encoder.encode([texts[i] for i in ids.tolist()])
+    assert torch.equal(mine.mask, plain.mask)
+    torch.testing.assert_close(mine.hidden, plain.hidden, rtol=1e-3, atol=1e-3)
+    assert torch.equal(states.lengths(ids), plain.mask.sum(1))
+
+
 # --- BERT -------------------------------------------------------------------------------------------------
 
 PIECES = [

@@ -41,6 +41,8 @@ class EmbeddingConfig:
         partitioned: Dense and tensor train: rows are spread over the ranks, which exchange what they look up.
         assignment: Partitioned: which rank a row lives on. ``blocks``: by id, or by ``order`` where there is
             a train; ``hash``: evenly; ``partition``: by a METIS partition of the graph.
+        sharding: Engine torchrec: what a rank holds. ``row_wise``: rows; ``column_wise``: columns of all;
+            ``table_wise``: rank 0 has them all.
         blocks: Partitioned tensor train: blocks of rows that have a train of their own.
         memory_gb: ``auto``: what the table may take on a rank, with gradients and the optimizer's state; by
             default a quarter of the machine's or device's memory, shared by the ranks there.
@@ -62,6 +64,7 @@ class EmbeddingConfig:
     engine: Literal["auto", "full", "prefix", "gather", "fused", "all_to_all", "torchrec"] = "auto"
     partitioned: bool = False
     assignment: Literal["blocks", "hash", "partition"] = "blocks"
+    sharding: Literal["row_wise", "column_wise", "table_wise"] = "row_wise"
     blocks: int = 8
     memory_gb: float | None = None
 

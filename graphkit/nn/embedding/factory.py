@@ -97,12 +97,16 @@ def _quotient_remainder(config: EmbeddingConfig, num_embeddings: int, width: int
 
 
 def _partitioned_dense(config: EmbeddingConfig, num_embeddings: int, width: int) -> Embedding:
+    options: dict[str, Any] = {"assignment": config.assignment, **_start(config)}
     if config.engine == "torchrec":
-        raise UserError("embedding.engine torchrec isn't available here; all_to_all needs nothing but torch")
+        from graphkit.distributed.torchrec import TorchRecEmbedding
+
+        with table_device():
+            return TorchRecEmbedding(num_embeddings, width, sharding=config.sharding, **options)
     from graphkit.distributed.embedding import PartitionedEmbedding
 
     with table_device():
-        return PartitionedEmbedding(num_embeddings, width, assignment=config.assignment, **_start(config))
+        return PartitionedEmbedding(num_embeddings, width, **options)
 
 
 def _partitioned_train(config: EmbeddingConfig, num_embeddings: int, width: int) -> Embedding:
