@@ -13,12 +13,14 @@ one process          ``nn.Embedding(sparse=True)``: a rank by itself, no message
 DTensor rows         ``RowwiseParallel``, the gradient of the shard is dense
 DDP, sparse / dense  ``nn.Embedding`` under DistributedDataParallel, the table on every rank
 all-gather           the whole table is gathered, rows are taken from it
+TorchRec             the engine ``torchrec``, where it is installed; rules sgd and rowwise_adagrad
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import importlib.util
 import json
 import os
 import platform
@@ -83,6 +85,17 @@ class Partitioned(Way):
     def update(self) -> None:
         gradient_norms(self.optimizer)
         super().update()
+
+
+class TorchRec(Partitioned):
+    """The same table by TorchRec, rows updated by FBGEMM's fused kernels."""
+
+    def __init__(self, start: Tensor, rule: Any) -> None:
+        from graphkit.distributed.torchrec import TorchRecEmbedding
+
+        self.embedding = TorchRecEmbedding(*start.shape, std=1.0)
+        self.embedding.set_table_(start)
+        self.optimizer = build_optimizer(self.embedding, OptimConfig(lr=LR, rows=rule))
 
 
 class Gathered(Partitioned):
@@ -164,6 +177,7 @@ WAYS: dict[str, Callable[[Tensor, str], Way]] = {
     "DDP, sparse": lambda start, rule: DataParallel(start, rule, True),
     "DDP, dense": lambda start, rule: DataParallel(start, rule, False),
     "all-gather": Gathered,
+    **({"TorchRec": TorchRec} if importlib.util.find_spec("torchrec") else {}),
 }
 RULES = ("sgd", "rowwise_adagrad", "adam")
 
@@ -292,6 +306,8 @@ def main() -> None:
         for way in options.way:
             if rule != "sgd" and way in ("all-gather", "DDP, dense"):
                 continue  # the dense gradient is what costs
+            if rule == "adam" and way == "TorchRec":
+                continue  # FBGEMM has it on GPUs only
             rows.append({"rule": rule, "table": way, **on_ranks(way, rule, options)})
     sizes = f"{options.rows:,} x {options.width}, {options.ids:,} ids on each of {options.ranks} ranks"
     print(f"{sizes}; CPU ms, MB")

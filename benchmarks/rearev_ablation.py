@@ -1,6 +1,7 @@
 """What iterations, instructions, layers and the update of instructions are worth to ReaRev on MetaQA.
 
 python benchmarks/rearev_ablation.py --data-root DIR [--hops H] [--questions N] [--epochs N] [--seeds N]
+    [--settings NAME ...]
 
 One setting at a time departs from K = 3 instructions, L = 3 layers, T = 2 iterations. All have the same
 training questions in the same order, the same schedule (half as long as that of the recipe ``metaqa-3``) and
@@ -21,6 +22,12 @@ from graphkit.datasets.metaqa import load_metaqa
 from graphkit.models.rearev import ReaRev
 from graphkit.tasks.kgqa import KgqaTask
 
+COMMON: dict[str, Any] = {
+    "instructions": 3,
+    "relation_features": "embedding",
+    "relation_channels": 200,
+    "dropout": 0.0,
+}
 SETTINGS: dict[str, dict[str, Any]] = {
     "K = 3, L = 3, T = 2": {},
     "T = 1": {"iterations": 1},
@@ -38,8 +45,8 @@ def trained(task: KgqaTask, seed: int, epochs: int, lr: float, options: dict[str
     """Trains a model, with a learning rate that falls to nothing."""
     torch.manual_seed(seed)
     spec = task.benchmark.spec
-    common: dict[str, Any] = {"instructions": 3, "relation_features": "embedding", "relation_channels": 200}
-    model = ReaRev(spec.num_relations, spec.text_channels, **common, dropout=0.0, **options).to(task.device)
+    common = {"instructions": 3, "relation_features": "embedding", "relation_channels": 200, "dropout": 0.0}
+    model = ReaRev(spec.num_relations, spec.text_channels, **{**common, **options}).to(task.device)
     optimizer = torch.optim.Adam(model.parameters())
     total = epochs * task.steps_per_epoch
     for number in range(total):
@@ -65,6 +72,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=0.003)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--encoder", default="sentence:all-MiniLM-L6-v2")
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=SETTINGS, metavar="NAME")
     args = parser.parse_args()
     benchmark = load_metaqa(
         root=args.data_root,
@@ -77,11 +85,11 @@ def main() -> None:
     index = benchmark.splits["test"]["index"]
     print(f"{args.questions:,} questions, {args.epochs} epochs, {index.numel():,} test questions\n")
     print("| setting | Hits@1 | F1 | parameters | CPU s |\n|---|---|---|---|---|")
-    for name, options in SETTINGS.items():
+    for name in args.settings:
         hits, f1s, start = list[float](), list[float](), time.process_time()
         for seed in range(args.seeds):
             task = KgqaTask(benchmark, seed, 8, 32, encoder=args.encoder)
-            model = trained(task, seed, args.epochs, args.lr, options)
+            model = trained(task, seed, args.epochs, args.lr, SETTINGS[name])
             found = task.evaluate(model, "test")
             hits.append(100 * found["hits@1"])
             f1s.append(100 * found["f1"])

@@ -231,7 +231,12 @@ class _TakeRows(torch.autograd.Function):
             groups = group_equal(rows, runs=True)
             rows, grad = groups.keys, sum_groups(grad, groups)
         whole = torch.sparse_coo_tensor(
-            rows.unsqueeze(0), grad, ctx.shape, is_coalesced=True, check_invariants=False
+            # a copy, since gradients of several look-ups are added in place and NumPy's memory can't grow
+            rows.clone().unsqueeze(0),
+            grad,
+            ctx.shape,
+            is_coalesced=True,
+            check_invariants=False,
         )
         return whole, None, None
 

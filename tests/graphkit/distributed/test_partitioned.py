@@ -417,3 +417,12 @@ def test_a_table_made_before_the_process_group_is_refused(on_ranks: Any) -> None
             early(torch.tensor([1]))
 
     on_ranks(2, work)
+
+
+def test_an_empty_look_up_before_another_in_one_step() -> None:
+    table = PartitionedEmbedding(13, 8)
+    for ids in (torch.arange(0), torch.arange(3)):
+        table(ids).sum().backward()
+    grad = table.table.grad.coalesce()
+    assert grad.indices().tolist() == [[0, 1, 2]]
+    assert bool((grad.values() == 1).all())
