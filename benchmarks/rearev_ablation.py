@@ -4,9 +4,9 @@ python benchmarks/rearev_ablation.py --data-root DIR [--hops H] [--questions N] 
     [--settings NAME ...]
 
 One setting at a time departs from K = 3 instructions, L = 3 layers, T = 2 iterations. All have the same
-training questions in the same order, the same schedule (half as long as that of the recipe ``metaqa-3``) and
-the same test questions, a part of the published ones. So figures compare settings under little training; none
-is the best that a setting can reach.
+training questions in the same order, the same schedule (that of the recipe ``metaqa-3``, with 3 epochs, not
+8) and the same test questions, a part of the published ones. So figures compare settings under little
+training; none is the best that a setting can reach.
 """
 
 from __future__ import annotations

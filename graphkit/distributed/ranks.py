@@ -47,7 +47,7 @@ def all_max(values: Tensor) -> Tensor:
 
 
 def all_sum(values: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-    """Returns the elementwise sum over ranks."""
+    """Returns the elementwise sum over ranks; ``values`` may be written to."""
     return values if rank_and_world()[1] == 1 else start_sum(values, group).wait()
 
 

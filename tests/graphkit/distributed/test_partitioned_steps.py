@@ -90,7 +90,7 @@ def test_steps_are_those_of_one_process(world: int, on_ranks: Any) -> None:
                     ours(ids[rank]).backward()
                     sum(theirs(i) for i in ids).backward()
                     for parameter in ours.head.parameters():
-                        all_sum(parameter.grad)
+                        parameter.grad = all_sum(parameter.grad)
                     norms = gradient_norms(optimizer)
                     grads = [p.grad.to_dense() for p in theirs.parameters()]
                     assert float(norms) == pytest.approx(
@@ -150,7 +150,7 @@ def test_clipping_takes_the_norm_of_all_ranks_rows(on_ranks: Any) -> None:
         optimizer = build_optimizer(model, config)
         model(torch.tensor([rank, 5, 9])).backward()
         for parameter in model.head.parameters():
-            all_sum(parameter.grad)
+            parameter.grad = all_sum(parameter.grad)
         norms = gradient_norms(optimizer).tolist()
         squares = all_sum(model.table.table.grad.to_dense().square().sum())
         assert norms[1] == pytest.approx(math.sqrt(float(squares)), rel=1e-6)
@@ -316,7 +316,7 @@ def test_a_step_of_partitioned_trains_is_that_of_one_process(on_ranks: Any) -> N
             optimizer.zero_grad()
             ours(requests(step, 3)[rank]).backward()
             for parameter in ours.head.parameters():
-                all_sum(parameter.grad)
+                parameter.grad = all_sum(parameter.grad)
             gradient_norms(optimizer)
             optimizer.step()
         torch.testing.assert_close(ours.table.to_dense(), table, rtol=1e-9, atol=1e-10)
