@@ -28,6 +28,7 @@ _COMMON = frozenset(
 )
 _LIKE = 0.75  # how like a name must be to be taken for it
 _LEVEL = 0.04  # names that much less like it are like it as well
+_PART = 0.82  # how like a name is the part of it that some words spell: less than with a slip in ten letters
 _LONGEST = 6  # words of a misspelt name
 _SHOWN = 5
 
@@ -99,7 +100,7 @@ class EntityIndex:
 
         Names in brackets or quotation marks are taken if there are any. Otherwise the longest names that its
         words spell: those written with a capital if there are any, and none that is a common word. Where
-        there is no such name, the one that some of its words are most like.
+        there is no such name, the one that some of its words are a part of or most like.
 
         Raises:
             UserError: An empty question, no entity, or several that a name may mean.
@@ -182,7 +183,7 @@ class EntityIndex:
             UserError: None is like it, or several are equally.
         """
         found = sorted(
-            ((ratio, text, key) for text in texts for key, ratio in self.closest(_key(text))),
+            ((ratio, text, key) for text in texts for key, ratio in self._near(_key(text))),
             key=lambda entry: (-entry[0], -len(entry[1]), entry[2]),
         )
         if not found or found[0][0] < _LIKE:
@@ -195,8 +196,27 @@ class EntityIndex:
         others = [k for ratio, t, k in found if t == text and ratio > best - _LEVEL]
         entities = [entity for k in dict.fromkeys(others) for entity in self._ids[k]]
         if len(entities) > 1:
-            raise UserError(f"{complaint}; '{text}' may be {self._listed(entities)}; {_ADVICE}")
+            raise UserError(f"'{text.strip()}' may be {self._listed(entities)}; {_ADVICE}")
         return Mention(text, self._ids[key][0], self._names[self._ids[key][0]], False)
+
+    def _near(self, key: str) -> list[tuple[str, float]]:
+        """Returns the names that some words are a part of; if they are of none, the names most like them."""
+        return [(name, _PART) for name in self.holding(key)] or self.closest(key)
+
+    def holding(self, key: str) -> list[str]:
+        """Returns the names, as keys, that have some words side by side among others."""
+        own = key.split()
+        least = min((self._having.get(word, []) for word in own), key=len, default=[])
+        return [name for name in least if name != key and f" {key} " in f" {name} "]
+
+    @cached_property
+    def _having(self) -> dict[str, list[str]]:
+        """The names, as keys, that have a word."""
+        made: dict[str, list[str]] = {}
+        for name in self._ids:
+            for word in dict.fromkeys(name.split()):
+                made.setdefault(word, []).append(name)
+        return made
 
     def closest(self, key: str, count: int = 8) -> list[tuple[str, float]]:
         """Returns the names most like some words, as keys, with a likeness up to 1.

@@ -86,6 +86,17 @@ def test_several_that_a_misspelt_name_may_mean_are_shown() -> None:
         index.mentions("who is Marya Silva")
 
 
+def test_part_of_a_name_comes_before_a_name_of_other_letters() -> None:
+    index = EntityIndex(["Kongo", "DR Congo", "Congo Basin Forest", "Bosnian", "Bosnia and Herzegovina"])
+    with pytest.raises(UserError, match=r"'Congo' may be Congo Basin Forest \(#2\) or DR Congo \(#1\); name"):
+        index.mentions("what is the capital of Congo?")
+    (mention,) = index.mentions("who borders Bosnia")
+    assert (mention.text, mention.name, mention.exact) == ("Bosnia", "Bosnia and Herzegovina", False)
+    (mention,) = index.mentions("who borders Bosnia and Hercegovina")
+    assert mention.text == "Bosnia and Hercegovina"
+    assert index.holding("bosn") == []
+
+
 def test_a_name_without_letters_is_found_by_itself() -> None:
     assert INDEX.named("!!!").entity == 14
 
