@@ -14,7 +14,7 @@ train: setup ## train the default model on a data set that needs no download
 	.venv/bin/python scripts/train.py ncnc --dataset digits $(ARGS)
 
 test: setup ## run all tests
-	.venv/bin/pytest $(ARGS)
+	.venv/bin/pytest -n auto --dist worksteal $(ARGS)
 
 lint: setup ## check style, types and generated text
 	.venv/bin/ruff check
