@@ -1,5 +1,7 @@
 """Command line and files to a :class:`~graphkit.config.RunConfig`: defaults < recipe < file < flags.
 
+Defaults are those of the signatures, or of the task where it has its own.
+
 The parser of a run is made from signatures: the model's constructor, the data set's loader, the task and the
 dataclasses of :mod:`graphkit.config`. Their docstrings are its help.
 """
@@ -165,6 +167,7 @@ def resolve(
     task = TASKS.get(choose_task(model, dataset, asked))
 
     parser = make_parser(f"{prog} {model.name}", model, dataset, task)
+    set_values(parser, getattr(task.target, "defaults", {}), f"task {task.name}")
     if recipe is not None:
         set_values(parser, recipe.values, f"recipe {recipe.name}")
     set_values(parser, {key: content[key] or {} for key in SECTIONS if key in content}, str(file))

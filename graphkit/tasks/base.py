@@ -56,6 +56,8 @@ class Task(ABC):
     """
 
     name: ClassVar[str]
+    defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Sections of a run's configuration where neither recipe, file nor flag says another value."""
     wants_order: bool = False
     """Whether :meth:`renumber` is to be called, with an order of the nodes that follows the graph."""
     rows: Adjacency | None = None

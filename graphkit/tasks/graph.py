@@ -121,6 +121,7 @@ class GraphTask(Task):
     """
 
     name = "graph"
+    defaults = {"train": {"batch_size": 32, "eval_batch_size": 128}}
 
     def __init__(
         self,

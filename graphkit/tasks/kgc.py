@@ -114,6 +114,7 @@ class KGCTask(Task):
     """
 
     name = "kgc"
+    defaults = {"train": {"batch_size": 32, "eval_batch_size": 64}}
 
     def __init__(
         self,

@@ -115,6 +115,7 @@ class KgqaTask(Task):
     """
 
     name = "kgqa"
+    defaults = {"train": {"batch_size": 8, "eval_batch_size": 32}}
 
     def __init__(
         self,

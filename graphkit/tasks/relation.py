@@ -88,6 +88,7 @@ class RelationTask(Task):
     """
 
     name = "relation"
+    defaults = {"train": {"batch_size": 128, "eval_batch_size": 1024}}
 
     def __init__(
         self,

@@ -24,6 +24,20 @@ def test_configuration_is_complete_without_file_or_flags() -> None:
     assert config.seed == 0
 
 
+def test_a_task_has_portions_of_its_own_until_a_recipe_file_or_flag_says_others(tmp_path: Path) -> None:
+    def portions(*args: Any, **options: Any) -> tuple[int, int]:
+        train = resolve(*args, **options).train
+        return train.batch_size, train.eval_batch_size
+
+    assert find_recipe("grit", "proteins") is None
+    assert portions("grit", "proteins") == (32, 128)
+    assert portions("grit", "zinc-full") == (256, 256)  # its recipe's
+    assert portions("ncn", "digits", ["--train.batch_size", "7"])[0] == 7
+    file = tmp_path / "run.yaml"
+    file.write_text("train: {batch_size: 5}\n")
+    assert portions("grit", "proteins", file=file) == (5, 128)
+
+
 def test_what_the_data_and_the_run_decide_is_no_option() -> None:
     config = resolve("ncn", "digits")
     assert {"in_channels", "num_nodes"}.isdisjoint(config.model)
