@@ -41,7 +41,7 @@ from graphkit.registry import register_dataset
 __all__ = ["Posed", "country_facts", "load_countries", "posed"]
 
 Fact = tuple[str, str, str]
-VERSION = 1
+VERSION = 2
 PACKAGE = "countryinfo"
 SHARES = {"train": 0.7, "valid": 0.1, "test": 0.2}
 """Of the entities that questions are about."""
@@ -94,6 +94,26 @@ def country_facts(records: Sequence[Mapping[str, Any]]) -> list[Fact]:
         facts |= {(name, relation, tail) for relation, ends in tails.items() for tail in ends if tail}
         facts |= {(other, "borders", name) for other in tails["borders"]}  # both sides, if one forgot
     return sorted(facts)
+
+
+def country_aliases(records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[tuple[str, int]]:
+    """Returns the other names of countries, each with the country's place among ``names``.
+
+    Codes of two letters are left out where they are no name that people use.
+    """
+    place = {name: number for number, name in enumerate(names)}
+    return [
+        (alias, place[name])
+        for record in sorted(records, key=lambda record: str(record["name"]))
+        if (name := str(record["name"])) in place
+        for alias in dict.fromkeys([*_listed(record, "altSpellings"), *_MORE.get(name, ())])
+        if len(alias) > 2 or alias in _SAID
+    ]
+
+
+_SAID = ("US", "UK")
+_MORE = {"Democratic Republic of the Congo": ["DRC"], "Myanmar": ["Burma"], "United Arab Emirates": ["UAE"]}
+"""What the package lacks."""
 
 
 def _listed(record: Mapping[str, Any], key: str) -> list[str]:
@@ -269,8 +289,12 @@ def load_countries(
     )
 
     def build() -> Processed:
-        facts = country_facts(package_records(folder))
-        return _processed(facts, question_seed, phrasings, max_entities, thin)
+        records = package_records(folder)
+        made = _processed(country_facts(records), question_seed, phrasings, max_entities, thin)
+        texts, ids = zip(*country_aliases(records, list(Texts(made.tensors["names"]))), strict=True)
+        made.tensors["aliases"] = torch.from_numpy(np.array(join_texts(texts)))
+        made.tensors["alias_of"] = torch.tensor(ids, dtype=torch.int32)
+        return made
 
     made = cached(Path(root) / "countries" / "processed", key, build)
     names, templates = (list(Texts(made.tensors[name])) for name in ("names", "templates"))
@@ -292,6 +316,7 @@ def load_countries(
         question_texts=[text.replace("{}", MASK) for text in asked] if mask else None,
         relation_texts=list(RELATIONS.values()),
         graph=(made.tensors["kg_edge_index"], made.tensors["kg_edge_type"]),
+        aliases=list(zip(Texts(made.tensors["aliases"]), made.tensors["alias_of"].tolist(), strict=True)),
         missing=Missing() if thin.rate else missing,
     )
 

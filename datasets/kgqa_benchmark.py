@@ -10,6 +10,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from graphkit.data import Benchmark, DataSpec, Split
+from graphkit.errors import UserError
 from graphkit.evaluation.kgqa import KgqaEvaluator
 from graphkit.incomplete import Scope, incomplete
 from graphkit.questions import QuestionSet
@@ -36,11 +37,17 @@ class Missing(NamedTuple):
         return {"incomplete": self._asdict()} if self.rate else {}
 
 
-def some_of(index: Tensor, count: int | None, seed: int) -> Tensor:
-    """Returns ``count`` of the ids ``[n]``, in order, drawn by the seed; all where there are no more."""
+def some_of(index: Tensor, count: int | None, seed: int, option: str = "num_train") -> Tensor:
+    """Returns ``count`` of the ids ``[n]``, in order, drawn by the seed; all where there are no more.
+
+    Raises:
+        UserError: A count below 1, called by the name of its option.
+    """
+    if count is not None and count < 1:
+        raise UserError(f"{option} is {count}; it must be at least 1, or null for all")
     if count is None or count >= index.numel():
         return index
-    drawn = torch.randperm(index.numel(), generator=torch.Generator().manual_seed(seed))[: max(count, 0)]
+    drawn = torch.randperm(index.numel(), generator=torch.Generator().manual_seed(seed))[:count]
     return index[drawn.sort().values]
 
 
@@ -59,6 +66,7 @@ def kgqa_benchmark(
     graph: tuple[Tensor, Tensor] | None = None,
     missing: Missing | None = None,
     metric: str = "hits@1",
+    aliases: Sequence[tuple[str, int]] = (),
 ) -> Benchmark:
     """Makes a benchmark of questions.
 
@@ -77,6 +85,7 @@ def kgqa_benchmark(
         graph: The whole knowledge graph, ``edge_index`` ``[2, F]`` and ``edge_type`` ``[F]``, if known.
         missing: Facts that the subgraphs shall lack; those of ``graph`` are the caller's to leave out.
         metric: The deciding one.
+        aliases: Other names of entities, with their ids.
     """
     facts = dict(info)
     if missing is not None:
@@ -105,4 +114,5 @@ def kgqa_benchmark(
         questions=texts,
         question_texts=question_texts,
         target_texts=relation_texts,
+        node_aliases=aliases,
     )

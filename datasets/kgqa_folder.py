@@ -104,6 +104,9 @@ def read_folder_questions(path: Path, entities: Mapping[str, int]) -> FolderQues
         if not isinstance(row, dict) or not str(row.get("question", "")).strip():
             raise UserError(f'{where}: {{"question": ..., "entities": [...], "answers": [...]}} was expected')
         text = " ".join(str(row["question"]).split())
+        for key in ("entities", "answers"):
+            if not isinstance(row.get(key, []), list):
+                raise UserError(f"{where}: '{key}' is {json.dumps(row[key])}; a list of names was expected")
         named = row.get("entities")
         if named is None:
             named = _MARKED.findall(text)

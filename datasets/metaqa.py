@@ -258,7 +258,7 @@ class _Source:
             answers += [gold.tolist() for gold in one.tensors["answer"].split(sizes.tolist())]
             far += [hop] * sizes.numel()
         drawn = self.seed if part == "train" else 0  # each seed is judged by the same questions
-        ids = some_of(torch.arange(len(topics)), count, drawn).tolist()
+        ids = some_of(torch.arange(len(topics)), count, drawn, f"num_{part}").tolist()
 
         def build() -> Processed:
             questions = questions_on(

@@ -8,6 +8,8 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +31,8 @@ __all__ = [
     "Processed",
     "Split",
     "cached",
+    "file_hash",
+    "files_kept",
     "load_dataset",
     "row_normalized",
 ]
@@ -89,8 +93,11 @@ class Benchmark:
         maximize: Whether larger is better.
         evaluator: See :data:`Evaluator`.
         citation: The paper or page to cite.
-        info: Facts worth a line in the run's result: split seed, counts, source, licence.
+        info: Facts worth a line in the run's result: split seed, counts, source, licence. ``files`` holds the
+            SHA-256 of the user's own files by path, for :func:`files_kept`; ``smiles column`` is the name of
+            the molecules' column in them.
         node_names: The user's name of each node, where that isn't its number; for predictions.
+        node_aliases: Other names of nodes, each with the node that has it; for questions.
         adjacency: What message passing sees as sorted rows, where the loader keeps them; memory-mapped for
             large graphs. ``data.edge_index`` is then the graph as stored.
         targets: What ``y`` holds, graph task: ``regression`` ``[G, T]`` float32, ``binary`` labels ``[G, T]``
@@ -127,6 +134,7 @@ class Benchmark:
     questions: Sequence[str] | None = None
     question_texts: Sequence[str] | None = None
     target_texts: Sequence[str] | None = None
+    node_aliases: Sequence[tuple[str, int]] = ()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -263,6 +271,37 @@ def cached(
         made = _plain(build())
         _write_cache(tensors, manifest, key, made)
     return made
+
+
+_hashes: ContextVar[Mapping[str, str]] = ContextVar("hashes of files that a run was trained on")
+
+
+@contextmanager
+def files_kept(hashes: Mapping[str, str]) -> Iterator[None]:
+    """Lets loaders find in their cache what they made of a user's files, if these are gone.
+
+    Args:
+        hashes: SHA-256 by path, as a run's result has them from ``Benchmark.info["files"]``.
+    """
+    token = _hashes.set(hashes)
+    try:
+        yield
+    finally:
+        _hashes.reset(token)
+
+
+def file_hash(path: Path) -> str:
+    """Returns the SHA-256 of a user's file, for the key of :func:`cached`; of one that is gone, the kept one.
+
+    Raises:
+        UserError: It isn't there, and :func:`files_kept` doesn't know it.
+    """
+    if path.is_file():
+        return sha256(path)
+    kept = _hashes.get({}).get(str(path))
+    if kept is None:
+        raise UserError(f"there is no file {path}")
+    return kept
 
 
 def _plain(made: Processed) -> Processed:

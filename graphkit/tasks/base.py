@@ -21,7 +21,12 @@ from graphkit.errors import UserError
 from graphkit.seeds import derive_seed, generator
 from graphkit.sparse import Adjacency
 
-__all__ = ["Loss", "Task", "derive_seed", "generator", "wide"]
+__all__ = ["Loss", "Task", "derive_seed", "generator", "portions", "wide"]
+
+
+def portions(batch_size: int, eval_batch_size: int) -> dict[str, dict[str, Any]]:
+    """Returns the ``defaults`` of a task whose examples are larger than the general default counts on."""
+    return {"train": {"batch_size": batch_size, "eval_batch_size": eval_batch_size}}
 
 
 def wide(values: Tensor) -> Tensor:

@@ -14,9 +14,9 @@ import numpy.typing as npt
 from graphkit.errors import UserError
 from graphkit.text import words_of
 
-__all__ = ["EntityIndex", "Mention", "reworded"]
+__all__ = ["COMMON", "EntityIndex", "Mention", "reworded"]
 
-_COMMON = frozenset(
+COMMON = frozenset(
     words_of(
         "a about after all also am an and any are as at be been before being but by can could describe "
         "did do does during each every find for from get give given had has have he her him his how i "
@@ -26,10 +26,12 @@ _COMMON = frozenset(
         "whose why will with within would you your"
     )
 )
+"""Words that alone name nothing and ask for nothing."""
 _LIKE = 0.75  # how like a name must be to be taken for it
 _LEVEL = 0.04  # names that much less like it are like it as well
 _PART = 0.82  # how like a name is the part of it that some words spell: less than with a slip in ten letters
 _LONGEST = 6  # words of a misspelt name
+_SHORT = 4  # letters: names of fewer, such as .fr and USA, must be written with their signs and capitals
 _SHOWN = 5
 
 
@@ -40,7 +42,7 @@ class Mention(NamedTuple):
         text: As the question has it.
         entity: Its id.
         name: Its own name.
-        exact: Whether the text is the name, but for capitals, accents and signs.
+        exact: Whether the text is the name, but for capitals, accents and signs; not another name of it.
     """
 
     text: str
@@ -63,6 +65,7 @@ class EntityIndex:
         names: Of each entity, by id.
         common: Words that name no entity by themselves: those of the relations.
         describe: Says a few words on an entity, to tell it from others of its name.
+        aliases: Other names, with the entity of each; a name of an entity's own comes before.
     """
 
     def __init__(
@@ -71,12 +74,26 @@ class EntityIndex:
         *,
         common: Iterable[str] = (),
         describe: Callable[[int], str] = lambda entity: "",
+        aliases: Sequence[tuple[str, int]] = (),
     ) -> None:
         self._names, self._describe = names, describe
-        self._common = _COMMON | set(common)
+        self._common = COMMON | set(common)
         self._ids: dict[str, list[int]] = {}
         for entity, name in enumerate(names):
             self._ids.setdefault(_key(name), []).append(entity)
+        for alias, entity in aliases:
+            found = self._ids.get(_key(alias), [])
+            # "Congo" isn't one country's other name while another has the word in its name
+            others = [e for name in self.holding(_key(alias)) for e in self._ids[name] if e != entity]
+            if not others and all(_key(names[e]) != _key(alias) or _signed(names[e]) for e in found):
+                self._ids[_key(alias)] = [*found, entity] if entity not in found else found
+        self.__dict__.pop("_having", None)  # what it has is without the aliases
+        self._spelt_so: dict[str, list[int]] = {}
+        self._codes: dict[str, set[str]] = {}
+        for text, entity in (*((name, number) for number, name in enumerate(names)), *aliases):
+            self._spelt_so.setdefault(text.strip(), []).append(entity)
+            if len(_key(text)) < _SHORT:
+                self._codes.setdefault(_key(text), set()).add(text.strip())
         self._longest = max((key.count(" ") + 1 for key in self._ids), default=1)
 
     def named(self, name: str) -> Mention:
@@ -111,25 +128,22 @@ class EntityIndex:
         if marked:
             return _once(self.named("".join(parts)) for parts in marked)
         words = _words(question)
-        spans = self._spelt(words)
+        spans = self._spelt(question, words)
         if spans:
-            texts = [(question[words[i].start : words[j - 1].end], i, j) for i, j in spans]
-            return _once(
-                self._choose(text, self._ids[" ".join(w.key for w in words[i:j])], exact=True)
-                for text, i, j in texts
-            )
+            texts = [self._name_at(question, words[i:j]) or "" for i, j in spans]
+            return _once(self._choose(text, self._ids[_key(text)], exact=True) for text in texts)
         tried = [question[words[i].start : words[j - 1].end] for i, j in self._candidates(words)]
         return [self._alike(tried, f"the question names no entity that the graph has: '{question.strip()}'")]
 
     # Exact
 
-    def _spelt(self, words: Sequence[_Word]) -> list[tuple[int, int]]:
+    def _spelt(self, question: str, words: Sequence[_Word]) -> list[tuple[int, int]]:
         """Returns the spans of words that spell names, the longest ones, best kind only."""
         found, at = [], 0
         while at < len(words):
             reach = range(min(len(words), at + self._longest), at, -1)
-            end = next((j for j in reach if " ".join(w.key for w in words[at:j]) in self._ids), at)
-            if end > at and not all(w.key in _COMMON for w in words[at:end]):
+            end = next((j for j in reach if self._name_at(question, words[at:j])), at)
+            if end > at and not all(w.key in COMMON for w in words[at:end]):
                 found.append((at, end))
                 at = end
             else:
@@ -141,6 +155,21 @@ class EntityIndex:
         most = max((j - i for i, j in found), default=0)
         return [(i, j) for i, j in found if j - i == most]
 
+    def _name_at(self, question: str, words: Sequence[_Word]) -> str | None:
+        """Returns some words of the question if they are a name.
+
+        A short one must have its signs beside it, and capitals if it is written in them.
+        """
+        key, start, end = " ".join(word.key for word in words), words[0].start, words[-1].end
+        if key not in self._codes:
+            return question[start:end] if key in self._ids else None
+        for text in sorted(self._codes[key]):
+            lead = len(text) - len(text.lstrip(_SIGNS))
+            there = question[max(0, start - lead) : start - lead + len(text)]
+            if there == text or (not text.isupper() and there.casefold() == text.casefold()):
+                return text
+        return None
+
     def _is_big(self, words: Sequence[_Word], start: int, end: int) -> bool:
         """Whether words are written as a name: a common one that begins the question isn't."""
         own = words[start:end]
@@ -149,11 +178,12 @@ class EntityIndex:
     def _choose(self, text: str, entities: Sequence[int], *, exact: bool) -> Mention:
         """Returns the entity of a text, the one that is spelt just so if there are several."""
         if len(entities) > 1:
-            same = [entity for entity in entities if self._names[entity] == text.strip()]
+            same = [entity for entity in entities if entity in self._spelt_so.get(text.strip(), ())]
             if len(same) != 1:
                 raise UserError(f"'{text.strip()}' may be {self._listed(same or entities)}; {_ADVICE}")
             entities = same
-        return Mention(text, entities[0], self._names[entities[0]], exact)
+        name = self._names[entities[0]]
+        return Mention(text, entities[0], name, exact and _key(name) == _key(text))
 
     def _listed(self, entities: Sequence[int]) -> str:
         shown = []
@@ -166,12 +196,14 @@ class EntityIndex:
     # Alike
 
     def _candidates(self, words: Sequence[_Word]) -> list[tuple[int, int]]:
-        """Returns spans that may be a misspelt name: those with a capital if there are any."""
+        """Returns spans that may be a misspelt name, with its numbers: those with capitals if there are any."""
+        number = [False, *(word.key.isdigit() for word in words), False]
         made = [
             (i, j)
             for i in range(len(words))
             for j in range(i + 1, min(len(words), i + _LONGEST) + 1)
-            if words[i].key not in self._common and words[j - 1].key not in _COMMON
+            if words[i].key not in self._common and words[j - 1].key not in COMMON
+            if not number[i] and not number[j + 1]
         ]
         big = [(i, j) for i, j in made if self._is_big(words, i, j)]
         return big or made
@@ -194,14 +226,18 @@ class EntityIndex:
             raise UserError(f"{complaint}{hint}; {_ADVICE}")
         best, text, key = found[0]
         others = [k for ratio, t, k in found if t == text and ratio > best - _LEVEL]
-        entities = [entity for k in dict.fromkeys(others) for entity in self._ids[k]]
+        entities = list(dict.fromkeys(entity for k in others for entity in self._ids[k]))
         if len(entities) > 1:
             raise UserError(f"'{text.strip()}' may be {self._listed(entities)}; {_ADVICE}")
         return Mention(text, self._ids[key][0], self._names[self._ids[key][0]], False)
 
     def _near(self, key: str) -> list[tuple[str, float]]:
-        """Returns the names that some words are a part of; if they are of none, the names most like them."""
-        return [(name, _PART) for name in self.holding(key)] or self.closest(key)
+        """Returns the names that words are a part of; if there are none, those most like, numbers equal."""
+        held = [(name, _PART) for name in self.holding(key)]
+        if held or len(key) < _SHORT:
+            return held
+        numbers = re.findall(r"\d+", key)
+        return [(k, ratio) for k, ratio in self.closest(key) if re.findall(r"\d+", k) == numbers]
 
     def holding(self, key: str) -> list[str]:
         """Returns the names, as keys, that have some words side by side among others."""
@@ -264,6 +300,12 @@ def reworded(question: str, mentions: Sequence[Mention], mask: str | None = None
     return question
 
 
+def _signed(name: str) -> bool:
+    """Whether a short name has a sign that tells it from another of its letters: ``.uk``."""
+    return len(_key(name)) < _SHORT and name.strip()[:1] in _SIGNS
+
+
+_SIGNS = "".join(chr(code) for code in range(33, 127) if not chr(code).isalnum())
 _ADVICE = "name it with --entity NAME or --entity '#ID' (in Python entities=[NAME])"
 
 

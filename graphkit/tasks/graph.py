@@ -20,7 +20,7 @@ from graphkit.graphs import GraphSet, collate, ragged_index
 from graphkit.registry import register_task
 from graphkit.sampling import seed_order
 from graphkit.tasks import graph_prediction
-from graphkit.tasks.base import Loss, Task, derive_seed, generator, wide
+from graphkit.tasks.base import Loss, Task, derive_seed, generator, portions, wide
 from graphkit.tasks.graph_loss import Standard, class_weights, divisor, sum_of_losses
 
 __all__ = ["GraphBatch", "GraphModelProtocol", "GraphTask", "SmilesModelProtocol"]
@@ -121,7 +121,7 @@ class GraphTask(Task):
     """
 
     name = "graph"
-    defaults = {"train": {"batch_size": 32, "eval_batch_size": 128}}
+    defaults = portions(32, 128)
 
     def __init__(
         self,

@@ -18,7 +18,7 @@ from graphkit.evaluation.ranking import Ranks, expected_hits, filtered_ranks, ra
 from graphkit.registry import register_task
 from graphkit.sampling import seed_order
 from graphkit.tasks import kgc_prediction
-from graphkit.tasks.base import Loss, Task, generator, wide
+from graphkit.tasks.base import Loss, Task, generator, portions, wide
 from graphkit.tasks.kgc_facts import Answers, Facts
 
 __all__ = ["KGCBatch", "KGCModelProtocol", "KGCTask"]
@@ -114,7 +114,7 @@ class KGCTask(Task):
     """
 
     name = "kgc"
-    defaults = {"train": {"batch_size": 32, "eval_batch_size": 64}}
+    defaults = portions(32, 64)
 
     def __init__(
         self,

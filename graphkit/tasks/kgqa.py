@@ -24,9 +24,17 @@ from graphkit.questions import QuestionBatch, QuestionSet
 from graphkit.registry import register_task
 from graphkit.sampling import seed_order
 from graphkit.tasks import kgqa_prediction
-from graphkit.tasks.base import Loss, Task, generator, wide
+from graphkit.tasks.base import Loss, Task, generator, portions, wide
 from graphkit.tasks.entity_links import EntityIndex
-from graphkit.text import TextStates, TokenStates, encoded, make_encoder, relation_text, reversed_text
+from graphkit.text import (
+    TextStates,
+    TokenStates,
+    encoded,
+    make_encoder,
+    relation_text,
+    reversed_text,
+    words_of,
+)
 
 __all__ = ["KgqaBatch", "KgqaModelProtocol", "KgqaTask", "RelationStates"]
 
@@ -115,7 +123,7 @@ class KgqaTask(Task):
     """
 
     name = "kgqa"
-    defaults = {"train": {"batch_size": 8, "eval_batch_size": 32}}
+    defaults = portions(8, 32)
 
     def __init__(
         self,
@@ -323,6 +331,13 @@ class KgqaTask(Task):
     def knowledge(self) -> KnowledgeGraph:
         """The whole graph, around whose entities questions are asked."""
         return kgqa_prediction.knowledge_of(self.benchmark, self.questions)
+
+    @cached_property
+    def known_stems(self) -> frozenset[str]:
+        """How the words of the training questions, as models read them, and of the relations begin."""
+        texts = {self.texts[number] for number in self.train_index.tolist()}
+        words = (word for text in (*texts, *self.relation_texts) for word in words_of(text))
+        return frozenset(word[: kgqa_prediction.STEM] for word in words)
 
     @cached_property
     def entity_index(self) -> EntityIndex:

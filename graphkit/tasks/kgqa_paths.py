@@ -96,11 +96,12 @@ class Walks:
             for seed in self.seeds
         ]
 
-    def reasons(self, target: int, count: int = 3) -> list[Reason]:
+    def reasons(self, target: int) -> list[Reason]:
         """Returns paths to an entity that pass none twice, the weightiest of the last iteration first.
 
-        If no such walk is among the best, or the model doesn't tell, it is the shortest path. None leads
-        to a seed, or to what isn't connected with one.
+        They are the best walks of each iteration from each seed, for each number of moves. If no such walk
+        is among the best, or the model doesn't tell, it is the shortest path. None leads to a seed, or to
+        what isn't connected with one.
         """
         if target in self.seeds:
             return []
@@ -116,7 +117,7 @@ class Walks:
             paths = [] if shortest is None else [shortest]
         found = [self._reason(path) for path in dict.fromkeys(paths)]
         found.sort(key=lambda reason: ([-w for w in reversed(reason.weights)], len(reason.moves)))
-        return found[:count]
+        return found
 
     def _is_simple(self, path: Sequence[int]) -> bool:
         """Whether a path comes to no entity twice."""

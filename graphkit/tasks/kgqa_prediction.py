@@ -18,8 +18,10 @@ from graphkit.evaluation.kgqa import retrieve
 from graphkit.files import atomic_write
 from graphkit.ppr import KnowledgeGraph, extract_subgraphs
 from graphkit.questions import QuestionBatch, QuestionSet, pointer
-from graphkit.tasks.entity_links import EntityIndex, Mention, reworded
+from graphkit.tasks.entity_links import COMMON, EntityIndex, Mention, reworded
 from graphkit.tasks.kgqa_paths import Reason, Walks
+from graphkit.tasks.kgqa_support import supports
+from graphkit.text import words_of
 
 if TYPE_CHECKING:
     from graphkit.tasks.kgqa import KgqaTask
@@ -39,6 +41,8 @@ _log = logging.getLogger("graphkit")
 _TOP = 10
 _DRAWN = 18  # entities at most in a picture
 _OTHERS = 5  # answers drawn whether they are retrieved or not
+STEM = 5  # letters by which a word is known: "borders" where training has "border"
+_LEAST = 1e-3  # probability of an answer that isn't retrieved and shown nevertheless
 _COLUMN = 8  # entities at most of one distance
 _ENTITIES, _RESTART = 2000, 0.8  # of a subgraph, where the data set doesn't say how its own were made
 
@@ -51,11 +55,13 @@ class AnswerPath(NamedTuple):
         moves: The relation from each to the next, and whether it holds in this direction.
         weights: Its share in all walks to the answer, in each iteration; see
             :mod:`graphkit.tasks.kgqa_paths`.
+        support: What the answer's probability loses without it; see :mod:`graphkit.tasks.kgqa_support`.
     """
 
     nodes: tuple[str, ...]
     moves: tuple[tuple[str, bool], ...]
     weights: tuple[float, ...]
+    support: float
 
     def __str__(self) -> str:
         text = self.nodes[0]
@@ -73,7 +79,7 @@ class Candidate(NamedTuple):
         probability: What the model gives it.
         history: What it had at the end of each iteration; empty if the model doesn't tell.
         retrieved: Whether it belongs to the answer: the likeliest entities with more than 95 % in sum.
-        paths: That lead to it, the weightiest of the last iteration first.
+        paths: That lead to it, the best supported first; none beyond the first ``top`` candidates.
     """
 
     name: str
@@ -91,7 +97,8 @@ class Answer:
     Attributes:
         question: As it was asked.
         mentions: The entities that it names.
-        candidates: Possible answers, the likeliest first.
+        candidates: Possible answers, the likeliest first: all that are retrieved, and others down to a
+            probability of 0.001 while there are fewer than ``top``.
         num_entities: Of the subgraph that was searched.
         facts: Head, relation and tail of each fact of it, by name.
     """
@@ -113,8 +120,7 @@ class Answer:
             mark = "*" if candidate.retrieved else " "
             lines.append(f"{mark} {candidate.probability:.4f}  {candidate.name}")
             for path in candidate.paths[:1]:
-                weights = " ".join(f"{weight:.2f}" for weight in path.weights)
-                lines.append(f"            {path}" + (f"   [{weights}]" if weights else ""))
+                lines.append(f"            {path}   [{path.support:.2f}]")
         return "\n".join(lines)
 
     def draw(self, file: str | Path) -> None:
@@ -150,8 +156,9 @@ def predict(
 ) -> tuple[list[str], list[list[str]]]:
     """Returns header and rows: answers with probabilities and paths, the likeliest first.
 
-    A path's weights, a column an iteration, are its shares in all walks to the answer. Of a split there is
-    one row a question, with the likeliest answer.
+    A path's support is what its answer's probability loses without it, its weights, a column an iteration,
+    are its shares in all walks to the answer. Of a split there is one row a question, with the likeliest
+    answer.
 
     Raises:
         UserError: Not exactly one of a question and ``--split``; a question that can't be answered.
@@ -174,16 +181,21 @@ def predict(
     )
     about = ", ".join(f"{m.name}" for m in found.mentions)
     _log.info(f"about {about}: {found.num_entities} entities and {len(found.facts)} facts searched")
+    if len(found.names) > options.top:
+        _log.info(f"{options.top} of {len(found.names)} answers shown; --top {len(found.names)} shows all")
     if options.draw is not None:
         found.draw(options.draw)
     count = max((len(path.weights) for c in found.candidates for path in c.paths), default=0)
     rows = []
-    for rank, candidate in enumerate(found.candidates, 1):
+    for rank, candidate in enumerate(found.candidates[: options.top], 1):
         retrieved = "yes" if candidate.retrieved else "no"
         own = [str(rank), candidate.name, f"{candidate.probability:.6f}", retrieved]
-        cells = [[str(path), *(f"{weight:.4f}" for weight in path.weights)] for path in candidate.paths]
-        rows += [[*own, *cell, *[""] * (1 + count - len(cell))] for cell in cells or [[]]]
-    header = ["rank", "answer", "probability", "retrieved", "path"]
+        cells = [
+            [str(path), *(f"{share:.4f}" for share in (path.support, *path.weights))]
+            for path in candidate.paths
+        ]
+        rows += [[*own, *cell, *[""] * (2 + count - len(cell))] for cell in cells or [[]]]
+    header = ["rank", "answer", "probability", "retrieved", "path", "support"]
     return [*header, *(f"iteration {number}" for number in range(1, count + 1))], rows
 
 
@@ -205,7 +217,7 @@ def answer(
         model: Put into evaluation mode.
         question: In words.
         entities: Those that it is about, by name or ``#id``; found in the question by default.
-        top: Answers returned at most.
+        top: Answers returned at most, if no more are retrieved, and explained at most.
         paths: Paths to each at most.
 
     Raises:
@@ -224,13 +236,17 @@ def answer(
         about = " and ".join(f"'{mention.name}'" for mention in mentions)
         raise UserError(f"the graph has no facts about {about}, so nothing can be asked about it")
     text = reworded(question, mentions, task.benchmark.info.get("mask"))
+    new = _new_words(task, text, mentions)
+    if new:
+        _log.info(f"no training question says {' or '.join(new)}, so this may answer another question")
     model.eval()
     with torch.no_grad():
-        inputs = task.inputs(model, union.to(task.device), task.text_states(model, [text]))
+        states = task.text_states(model, [text])
+        inputs = task.inputs(model, union.to(task.device), states)
         explain = getattr(model, "explain", None)
         told = None if explain is None else explain(*inputs)
         p: Tensor = (model(*inputs) if told is None else told.prob).detach().float().cpu()
-    kept = retrieve(p, union.ptr, union.seed, max_entities=p.numel()).node.tolist()
+    kept = set(retrieve(p, union.ptr, union.seed, max_entities=p.numel()).node.tolist())
     seeds = union.seed.tolist()
     order = [node for node in p.sort(descending=True, stable=True).indices.tolist() if node not in seeds]
     steps = () if told is None else told.steps
@@ -240,6 +256,18 @@ def answer(
     local = [str(names[entity]) for entity in union.entity.tolist()]
     ends = [[local[i] for i in row] for row in union.edge_index.tolist()]
     types = [relations[r] for r in union.edge_type.tolist()]
+    order = [
+        node for k, node in enumerate(order) if node in kept or k == 0 or (k < top and p[node] >= _LEAST)
+    ]
+    led = {node: walks.reasons(node) for node in order[:top]}
+    worth = iter(supports(task, model, union, states, [reason for found in led.values() for reason in found]))
+    shown = {
+        node: [
+            _in_words(reason, local, types, support)
+            for reason, support in _ranked([(reason, next(worth)) for reason in found])[:paths]
+        ]
+        for node, found in led.items()
+    }
     candidates = [
         Candidate(
             local[node],
@@ -247,17 +275,30 @@ def answer(
             float(p[node]),
             tuple(float(prob[node]) for prob in ends_of.values()),
             node in kept,
-            [_in_words(reason, local, types) for reason in walks.reasons(node, paths)],
+            shown.get(node, []),
         )
-        for node in order[:top]
+        for node in order
     ]
     facts = list(zip(ends[0], types, ends[1], strict=True))
     return Answer(question, mentions, candidates, p.numel(), facts)
 
 
-def _in_words(reason: Reason, names: Sequence[str], types: Sequence[str]) -> AnswerPath:
+def _new_words(task: KgqaTask, text: str, mentions: Sequence[Mention]) -> list[str]:
+    """Returns the words of a question whose like no training question has, but for names and common ones."""
+    mask = task.benchmark.info.get("mask") or ""
+    told = COMMON | {word for m in mentions for word in words_of(f"{m.text} {m.name} {mask}")}
+    asked = [word for word in dict.fromkeys(words_of(text)) if word not in told]
+    return [f"'{word}'" for word in asked if word[:STEM] not in task.known_stems]
+
+
+def _ranked(reasons: Sequence[tuple[Reason, float]]) -> list[tuple[Reason, float]]:
+    """Sorts paths to one entity by support; those that a hundredth doesn't tell apart stay as they came."""
+    return sorted(reasons, key=lambda entry: -round(entry[1], 2))
+
+
+def _in_words(reason: Reason, names: Sequence[str], types: Sequence[str], support: float) -> AnswerPath:
     moves = tuple((types[fact], along) for fact, along in reason.moves)
-    return AnswerPath(tuple(names[node] for node in reason.nodes), moves, reason.weights)
+    return AnswerPath(tuple(names[node] for node in reason.nodes), moves, reason.weights, support)
 
 
 def knowledge_of(benchmark: Benchmark, questions: QuestionSet) -> KnowledgeGraph:
@@ -320,7 +361,8 @@ def index_of(task: KgqaTask) -> EntityIndex:
         return "no facts"
 
     common = {word for text in task.relation_texts for word in text.lower().split()}
-    return EntityIndex(names, common=common | {f"{word}s" for word in common}, describe=describe)
+    common |= {f"{word}s" for word in common}
+    return EntityIndex(names, common=common, describe=describe, aliases=task.benchmark.node_aliases)
 
 
 def _split_table(task: KgqaTask, model: nn.Module, split: str) -> tuple[list[str], list[list[str]]]:

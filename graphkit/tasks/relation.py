@@ -19,7 +19,7 @@ from graphkit.graphs import GraphSet
 from graphkit.registry import register_task
 from graphkit.sampling import seed_order
 from graphkit.tasks import relation_prediction
-from graphkit.tasks.base import Loss, Task, generator, wide
+from graphkit.tasks.base import Loss, Task, generator, portions, wide
 from graphkit.tasks.relation_queries import QuerySet
 
 __all__ = ["RelationBatch", "RelationModelProtocol", "RelationTask"]
@@ -88,7 +88,7 @@ class RelationTask(Task):
     """
 
     name = "relation"
-    defaults = {"train": {"batch_size": 128, "eval_batch_size": 1024}}
+    defaults = portions(128, 1024)
 
     def __init__(
         self,

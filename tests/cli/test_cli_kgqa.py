@@ -112,6 +112,25 @@ def test_a_question_outside_the_graph_is_refused(call: Call, run: Path, question
     assert hint in done.complaint
 
 
+def test_all_retrieved_are_named_and_the_first_ones_explained(call: Call, run: Path) -> None:
+    question = "who are the neighbours of France"
+    opened: Any = load(run)
+    whole, some = (opened.answer(question, top=top) for top in (50, 1))
+    assert len(whole.names) > 1
+    assert some.names == whole.names
+    assert [bool(c.paths) for c in some.candidates] == [True, *[False] * (len(some.candidates) - 1)]
+    assert all(c.retrieved or c.probability >= 1e-3 for c in whole.candidates)
+    done = call("predict", run, question, "--device", "cpu", "--top", "1")
+    assert f"1 of {len(whole.names)} answers shown; --top {len(whole.names)} shows all" in done.err
+    assert len(done.out.splitlines()) == 2
+
+
+def test_words_that_training_lacks_are_told(call: Call, run: Path) -> None:
+    told = "no training question says 'president' or 'visits', so this may answer another question"
+    assert told in call("predict", run, "which president visits France", "--device", "cpu").err
+    assert "training question" not in call("predict", run, "the neighbour of France", "--device", "cpu").err
+
+
 def test_a_misspelt_name_is_told(call: Call, run: Path) -> None:
     done = call("predict", run, "who are the neighbours of Astria", "--device", "cpu")
     assert done.code == 0

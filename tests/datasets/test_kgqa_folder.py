@@ -112,6 +112,12 @@ def test_longer_names_are_masked_first_and_whole_words_only() -> None:
         (QUESTIONS, "", "kb.tsv holds no facts"),
         ([], FACTS, "questions.jsonl holds no questions"),
         ([{"question": "and [Frence]?"}], FACTS, "line 1: no fact is about 'Frence'; did you mean 'France'?"),
+        (
+            [{"question": "[France]?", "answers": None}],
+            FACTS,
+            "line 1: 'answers' is null; a list of names was",
+        ),
+        ([{"question": "who?", "entities": "France"}], FACTS, "line 1: 'entities' is \"France\"; a list"),
         ([{"question": "and France?"}], FACTS, "line 1 names no entity: list some in 'entities' or mark"),
         ([{"entities": ["France"]}], FACTS, 'line 1: {"question": ...'),
         (["words"], FACTS, 'line 1: {"question": ...'),

@@ -97,6 +97,43 @@ def test_part_of_a_name_comes_before_a_name_of_other_letters() -> None:
     assert index.holding("bosn") == []
 
 
+ALIASES = EntityIndex(
+    ["United Kingdom", ".uk", "DR Congo", "Republic of the Congo", "Person 9", "Netherlands", ".st"],
+    aliases=[("UK", 0), ("Britain", 0), ("Congo", 3), ("Holland", 5), ("Person 9", 5)],
+)
+
+
+@pytest.mark.parametrize(
+    ("question", "name", "exact"),
+    [
+        ("capital of the UK", "United Kingdom", False),
+        ("who uses .uk", ".uk", True),
+        ("who uses .UK", ".uk", True),
+        ("capital of britain", "United Kingdom", False),
+        ("capital of Hollnd", "Netherlands", False),
+        ("who is Person 9", "Person 9", True),  # its own name comes before another's
+    ],
+)
+def test_another_name_stands_for_its_entity(question: str, name: str, exact: bool) -> None:
+    (mention,) = ALIASES.mentions(question)
+    assert (mention.name, mention.exact) == (name, exact)
+
+
+@pytest.mark.parametrize(
+    ("question", "hint"),
+    [
+        ("capital of uk", "names no entity"),  # a code is written in capitals
+        ("capital of St Lucia", "names no entity"),  # .st has a dot
+        ("who is Person 99", "names no entity"),  # another number is another name
+        ("capital of Congo", r"may be DR Congo \(#2\) or Republic of the Congo \(#3\)"),
+        ("how is stx", "names no entity"),
+    ],
+)
+def test_short_names_and_numbers_are_not_guessed(question: str, hint: str) -> None:
+    with pytest.raises(UserError, match=hint):
+        ALIASES.mentions(question)
+
+
 def test_a_name_without_letters_is_found_by_itself() -> None:
     assert INDEX.named("!!!").entity == 14
 

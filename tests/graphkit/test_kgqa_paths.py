@@ -79,7 +79,7 @@ def test_weights_are_those_of_all_walks(case: tuple[Tensor, int, list[int], list
     count = 1 + max(s.iteration for s in steps)
     expected = [naive(edges, n, seeds, [s for s in steps if s.iteration == t]) for t in range(count)]
     for target in set(range(n)) - set(seeds):
-        reasons = walks.reasons(target, 100)
+        reasons = walks.reasons(target)
         reachable = any(path[-1] == target for paths in expected for path in paths)
         assert not reachable or reasons
         for reason in reasons:

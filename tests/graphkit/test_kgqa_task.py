@@ -343,7 +343,7 @@ def test_an_answer_has_names_probabilities_and_paths() -> None:
     assert str(spain.paths[0]) == "France -[borders]-> Spain"
     assert spain.paths[0].weights == pytest.approx((1.0,))
     assert spain.history == pytest.approx((spain.probability,))
-    assert "France -[borders]-> Spain   [1.00]" in str(told)
+    assert f"France -[borders]-> Spain   [{spain.paths[0].support:.2f}]" in str(told)
 
 
 def test_a_model_that_tells_nothing_still_has_shortest_paths() -> None:
@@ -405,7 +405,7 @@ def ask() -> Callable[..., list[list[str]]]:
 
 def test_predict_gives_a_row_for_each_answer(ask: Callable[..., list[list[str]]]) -> None:
     header, *rows = ask("who borders Frnace?", "--top", "3")
-    assert header == ["rank", "answer", "probability", "retrieved", "path", "iteration 1"]
+    assert header == ["rank", "answer", "probability", "retrieved", "path", "support", "iteration 1"]
     assert [row[0] for row in rows] == ["1", "2", "3"]
     assert all(row[4].startswith("France -[") for row in rows)
     assert ask("who borders it", "--entity", "France", "--top", "3")[1:] != rows  # another question
