@@ -21,11 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch_geometric.data import Data
 
-from graphkit.data import Benchmark, DataSpec, Processed, cached, row_normalized
+from graphkit.data import Benchmark, DataSpec, Processed, cached, file_hash, row_normalized
 from graphkit.datasets.splits import link_benchmark, random_link_split, stratified_node_split
 from graphkit.errors import UserError
 from graphkit.evaluation.metrics import NodeEvaluator
-from graphkit.files import sha256
 from graphkit.registry import register_dataset
 from graphkit.sparse import undirected_edges
 from graphkit.tables import is_id, is_number, read_pairs, read_rows
@@ -299,23 +298,21 @@ def load_custom(
         )
     given = {"edges": edges, "features": features, "labels": labels}
     paths = {name: Path(value) for name, value in given.items() if value is not None}
-    for path in paths.values():
-        if not path.is_file():
-            raise UserError(f"there is no file {path}")
-    key = "custom/2/" + "/".join(f"{name}{path.suffix}={sha256(path)}" for name, path in paths.items())
+    hashes = {str(path): file_hash(path) for path in paths.values()}
+    key = "custom/2/" + "/".join(f"{name}{p.suffix}={hashes[str(p)]}" for name, p in paths.items())
     read = cached(
         Path(root) / "custom",
         key,
         lambda: read_graph(paths["edges"], paths.get("features"), paths.get("labels")),
     )
     return _benchmark(
-        read, paths, task, seed, valid_ratio, test_ratio, metric, normalize_features=normalize_features
+        read, hashes, task, seed, valid_ratio, test_ratio, metric, normalize_features=normalize_features
     )
 
 
 def _benchmark(
     read: Processed,
-    paths: dict[str, Path],
+    files: dict[str, str],
     task: str,
     seed: int,
     valid_ratio: float | None,
@@ -330,7 +327,8 @@ def _benchmark(
     y: Tensor | None = read.tensors.get("y")
     if x is not None and normalize_features:
         x = row_normalized(x)
-    info: dict[str, Any] = {"source": str(paths["edges"]), "nodes": n, "edges": pairs.size(1), "seed": seed}
+    info: dict[str, Any] = {"source": next(iter(files)), "files": files}
+    info |= {"nodes": n, "edges": pairs.size(1), "seed": seed}
     dropped = {name: read.info[name] for name in ("self_loops", "repeated") if read.info[name]}
     info |= {"dropped": dropped} if dropped else {}
     if task == "link":

@@ -18,21 +18,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from graphkit.data import Benchmark
+from graphkit.chem import smiles_column
+from graphkit.data import Benchmark, file_hash
 from graphkit.datasets.graph_sets import Arrays, graph_benchmark, kept_graphs, texts_of
 from graphkit.datasets.molecules import features_key, featurise, graph_of, molecule_spec
 from graphkit.datasets.splits import random_node_split, scaffold_split
 from graphkit.errors import UserError, did_you_mean
 from graphkit.evaluation.graph import METRICS, GraphEvaluator
-from graphkit.files import sha256
 from graphkit.registry import register_dataset
-from graphkit.tables import Row, is_number, read_rows
+from graphkit.tables import Row, columns_called, is_number, plain_name, read_rows
 
 __all__ = ["load_smiles_csv", "read_table"]
 
 Kind = Literal["regression", "binary", "classes"]
 
-SMILES_NAMES = ("smiles", "smile", "canonical_smiles", "mol", "molecule", "structure")
 _NUMBERS = {"", "id", "index", "no", "nr", "mol_id", "molecule_id", "compound_id", "cid", "unnamed:_0"}
 _UNKNOWN = {"", "na", "n/a", "nan", "none", "null"}
 _DEFAULT: dict[Kind, str] = {"regression": "mae", "binary": "rocauc", "classes": "accuracy"}
@@ -43,6 +42,7 @@ class _Table:
     """What a file holds.
 
     Attributes:
+        column: The name of the molecules' column.
         smiles: Molecules, ``n`` of them.
         lines: The line of each.
         y: ``[n, T]`` float32 with NaN where unknown, or ``[n]`` int64 classes.
@@ -50,6 +50,7 @@ class _Table:
         names: The names of the targets, or of the classes.
     """
 
+    column: str
     smiles: list[str]
     lines: list[int]
     y: NDArray[Any]
@@ -57,14 +58,9 @@ class _Table:
     names: list[str]
 
 
-def _plain(name: str) -> str:
-    return name.strip().lower().replace(" ", "_").replace("-", "_")
-
-
 def _column(path: Path, header: Sequence[str], name: str) -> int:
-    """Returns where the column called ``name`` is; capitals count only if that decides."""
-    exact = [at for at, cell in enumerate(header) if cell == name]
-    found = exact or [at for at, cell in enumerate(header) if _plain(cell) == _plain(name)]
+    """Returns where the one column called ``name`` is."""
+    found = columns_called(header, name)
     if len(found) != 1:
         problem = f"has no column '{name}'" if not found else f"has {len(found)} columns '{name}'"
         raise UserError(
@@ -77,13 +73,13 @@ def _smiles_column(path: Path, header: Sequence[str], name: str) -> int:
     """Returns where the molecules are: in the named column, else in one with a usual name."""
     if name:
         return _column(path, header, name)
-    plain = [_plain(cell) for cell in header]
-    for usual in SMILES_NAMES:
-        if usual in plain:
-            return plain.index(usual)
-    raise UserError(
-        f"{path}, line 1: no column is called smiles, but {', '.join(header)}; name it: --data.smiles NAME"
-    )
+    found = smiles_column(header)
+    if found is None:
+        raise UserError(
+            f"{path}, line 1: no column is called smiles, but {', '.join(header)}; "
+            "name it: --data.smiles NAME"
+        )
+    return found
 
 
 def _is_unknown(cell: str) -> bool:
@@ -103,7 +99,7 @@ def _target_columns(
         return found
     found = []
     for at, name in enumerate(header):
-        if at == molecules or _plain(name) in _NUMBERS:
+        if at == molecules or plain_name(name) in _NUMBERS:
             continue
         known = [cell for row in rows if not _is_unknown(cell := row.cells[at])]
         if known and all(map(is_number, known)):
@@ -142,10 +138,10 @@ def read_table(
         if not cells[molecules]:
             raise UserError(f"{path}, line {line}: the molecule is missing")
     texts, lines = [row.cells[molecules] for row in rows], [row.line for row in rows]
-    numeric = all(_is_unknown(row.cells[at]) or is_number(row.cells[at]) for row in rows for at in columns)
-    if kind == "classes" or (kind == "auto" and not numeric and len(columns) == 1):
+    place = header[molecules]
+    if kind == "classes" or (kind == "auto" and len(columns) == 1 and _words(path, rows, header, columns[0])):
         names, classes = _classes(path, rows, columns)
-        return _Table(texts, lines, classes, "classes", names)
+        return _Table(place, texts, lines, classes, "classes", names)
     y = np.array([[_value(path, row, header, at) for at in columns] for row in rows], dtype=np.float32)
     labels = np.isnan(y) | (y == 0) | (y == 1)
     if kind == "binary" and not labels.all():
@@ -157,7 +153,21 @@ def read_table(
     for name, column in zip(names, y.T, strict=True):
         if np.isnan(column).all():
             raise UserError(f"{path}: the column '{name}' holds no target")
-    return _Table(texts, lines, y, "binary" if kind != "regression" and labels.all() else "regression", names)
+    found: Kind = "binary" if kind != "regression" and labels.all() else "regression"
+    return _Table(place, texts, lines, y, found, names)
+
+
+def _words(path: Path, rows: Sequence[Row], header: Sequence[str], at: int) -> bool:
+    """Tells whether a column holds words; a mixture may be numbers with a slip, or classes: who knows."""
+    known = [row for row in rows if not _is_unknown(row.cells[at])]
+    words = [row for row in known if not is_number(row.cells[at])]
+    if words and len(words) < len(known):
+        raise UserError(
+            f"{path}, line {words[0].line}: '{header[at]}' is '{words[0].cells[at]}', no number, and "
+            f"{len(known) - len(words)} of {len(known)} are; mend it, or say --data.kind classes if they are "
+            "names of classes"
+        )
+    return bool(words)
 
 
 def _value(path: Path, row: Row, header: Sequence[str], at: int) -> float:
@@ -198,8 +208,8 @@ def _read(
     )
     kept = made.pop("kept")
     left = sorted(set(range(len(table.smiles))) - set(kept.tolist()))
-    info = {"kind": table.kind, "names": table.names, "skipped": [table.lines[number] for number in left]}
-    return {**made, "y": table.y[kept]}, info
+    info = {"kind": table.kind, "names": table.names, "column": table.column}
+    return {**made, "y": table.y[kept]}, {**info, "skipped": [table.lines[number] for number in left]}
 
 
 @register_dataset("smiles-csv", task="graph")
@@ -225,12 +235,12 @@ def load_smiles_csv(
         task: ``"graph"``.
         seed: Seeds the random split.
         file: CSV or TSV whose first line names the columns.
-        smiles: The column of the molecules; by default one called smiles, canonical_smiles or mol.
+        smiles: The column of the molecules; by default one called smiles, canonical_smiles, smi, mol, ...
         target: The columns of the targets, separated by commas; by default all that hold numbers alone, but
             for those called id or index. An empty cell, or ``nan``, is a target that isn't known.
         kind: What the targets are: ``regression``, ``binary`` labels 0 and 1, or ``classes`` in one column.
             By default labels where there are no other values than 0 and 1, classes where the one column
-            isn't of numbers, else regression.
+            holds words alone, else regression.
         metric: What decides; by default ``mae``, ``rocauc`` or ``accuracy``.
         split: ``scaffold``: molecules of one ring system are in one part, the rarest ones are tested; or
             ``random``, where a molecule that is listed twice may be in two parts.
@@ -246,8 +256,7 @@ def load_smiles_csv(
             "the data set 'smiles-csv' needs its molecules: --data.file FILE (CSV with a column smiles)"
         )
     path = Path(file)
-    if not path.is_file():
-        raise UserError(f"there is no file {path}")
+    digest = file_hash(path)
     for name, value, allowed in (
         ("kind", kind, ("auto", *METRICS)),
         ("split", split, ("scaffold", "random")),
@@ -256,7 +265,7 @@ def load_smiles_csv(
             raise UserError(f"{name} is '{value}'; it must be one of {', '.join(allowed)}")
     kept = kept_graphs(
         Path(root) / "smiles-csv",
-        f"smiles-csv/1/{features_key()}/{sha256(path)}/{[smiles, target, kind, skip_invalid]}",
+        f"smiles-csv/2/{features_key()}/{digest}/{[smiles, target, kind, skip_invalid]}",
         lambda: _read(path, smiles, target, kind, skip_invalid=skip_invalid),
     )
     found: Kind = kept.info["kind"]
@@ -268,7 +277,8 @@ def load_smiles_csv(
         splits = scaffold_split(kept.tensors["scaffold"], valid_ratio, test_ratio)
     else:
         splits = random_node_split(torch.arange(len(y)), seed, valid_ratio, test_ratio, what="molecules")
-    info: dict[str, Any] = {"source": str(path), "split": split, "kind": found}
+    info: dict[str, Any] = {"source": str(path), "files": {str(path): digest}, "split": split, "kind": found}
+    info["smiles column"] = kept.info["column"]
     info |= {"seed": seed} if split == "random" else {}
     if skipped := kept.info["skipped"]:
         info |= {"skipped": len(skipped), "skipped lines": skipped[:10]}

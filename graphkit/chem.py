@@ -1,14 +1,19 @@
-"""rdkit, imported when it is needed and with one clear line where it is missing."""
+"""Molecules: rdkit, imported when it is needed, and the column of a table that SMILES stand in."""
 
 from __future__ import annotations
 
 import importlib
 import types
+from collections.abc import Sequence
 from typing import Any
 
 from graphkit.errors import UserError
+from graphkit.tables import columns_called
 
-__all__ = ["import_rdkit", "read_smiles"]
+__all__ = ["SMILES_NAMES", "import_rdkit", "read_smiles", "smiles_column"]
+
+SMILES_NAMES = ("smiles", "smile", "canonical_smiles", "smi", "mol", "molecule", "structure")
+"""Names of a column of molecules, as :func:`~graphkit.tables.plain_name` has them, the likeliest first."""
 
 
 def import_rdkit(module: str = "rdkit") -> types.ModuleType:
@@ -45,3 +50,16 @@ def read_smiles(text: str) -> Any:
     if molecule.GetNumAtoms() == 0:
         raise UserError(f"'{text}' is a molecule without atoms")
     return molecule
+
+
+def smiles_column(header: Sequence[str], first: str = "") -> int | None:
+    """Returns which column of a table holds the molecules, ``None`` if no name says so.
+
+    Args:
+        header: The names of all columns.
+        first: The name to look for before those of :data:`SMILES_NAMES`.
+    """
+    for name in (first, *SMILES_NAMES) if first else SMILES_NAMES:
+        if found := columns_called(header, name):
+            return found[0]
+    return None

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from graphkit.config import RunConfig
-from graphkit.data import Benchmark
+from graphkit.data import Benchmark, files_kept
 from graphkit.distributed.embedding import PartitionedEmbedding
 from graphkit.distributed.mapped import MappedEmbedding
 from graphkit.environment import rank_and_world
@@ -139,6 +139,7 @@ class Predictor:
 def load(run: str | Path, *, data_root: str | Path | None = None, device: str = "cpu") -> Predictor:
     """Opens a run with its best weights, which are verified first.
 
+    The user's own files, which the data set was made from, may be gone while it is in the data root's cache.
     The rows of a partitioned table, whichever number of ranks trained it, stay in their files on the CPU:
     they are mapped into memory, and a look-up reads its own.
 
@@ -153,7 +154,7 @@ def load(run: str | Path, *, data_root: str | Path | None = None, device: str = 
     opened = Run.open(run)
     root = _data_root(opened) if data_root is None else Path(data_root)
     place = pick_device(device)
-    with without_tables():
+    with without_tables(), files_kept(_data_facts(opened).get("files", {})):
         benchmark, task, model = build(opened.config, data_root=root, device=place, orders=False)
     _check_data(opened, benchmark)
     if any(True for _ in model.parameters()):
@@ -208,9 +209,15 @@ def _data_root(run: Run) -> Path:
     return Path(stored) if stored is not None and Path(stored).is_dir() else Path("data")
 
 
+def _data_facts(run: Run) -> dict[str, Any]:
+    """Returns what the result of a finished run says of its data."""
+    facts: dict[str, Any] = (run.result or {}).get("data", {})
+    return facts
+
+
 def _check_data(run: Run, benchmark: Benchmark) -> None:
     """Refuses a data set that isn't what a finished run was trained on; runs of old didn't say."""
-    stored: dict[str, Any] = (run.result or {}).get("data", {})
+    stored = _data_facts(run)
     before, now = stored.get("fingerprint"), benchmark.fingerprint
     if before is None or before == now:
         return

@@ -36,6 +36,8 @@ __all__ = [
     "set_values",
 ]
 
+_FROM_FILE = {"csv": "smiles-csv"}
+"""What a data set may be called that is a file, as in ``csv:FILE``, and the loader that reads it."""
 _LOADER_ARGUMENTS: set[str | int] = {"root", "task", "seed"}
 _TASK_ARGUMENTS: set[str | int] = {
     name for name in inspect.signature(Task.__init__).parameters if name != "self"
@@ -66,23 +68,28 @@ def from_file(dataset_name: str | None, flags: Sequence[str]) -> tuple[str | Non
     Raises:
         UserError: ``csv:`` without a file.
     """
-    if dataset_name is None or not dataset_name.startswith("csv:"):
+    kind, colon, file = (dataset_name or "").partition(":")
+    if not colon or kind not in _FROM_FILE:
         return dataset_name, list(flags)
-    file = dataset_name.removeprefix("csv:")
     if not file:
-        raise UserError("--dataset csv:FILE names a table of molecules; the file is missing")
-    return "smiles-csv", ["--data.file", str(Path(file).expanduser()), *flags]
+        raise UserError(f"--dataset {kind}:FILE names a table of molecules; the file is missing")
+    return _FROM_FILE[kind], ["--data.file", str(Path(file).expanduser()), *flags]
 
 
 def sectioned(dataset: Entry, flags: Sequence[str]) -> list[str]:
     """Writes a data set's own options out: ``--smiles NAME`` becomes ``--data.smiles NAME``."""
-    own = set(inspect.signature(dataset.target).parameters) - _LOADER_ARGUMENTS
+    own = _options_of(dataset)
     result = []
     for flag in flags:
         name, equals, value = flag.partition("=")
         key = name.removeprefix("--").replace("-", "_")
         result.append(f"--data.{key}{equals}{value}" if name.startswith("--") and key in own else flag)
     return result
+
+
+def _options_of(dataset: Entry) -> set[str]:
+    """Returns the names of what a data set's loader takes beside the arguments of all loaders."""
+    return set(inspect.signature(dataset.target).parameters) - _LOADER_ARGUMENTS
 
 
 def data_options(prog: str, dataset: Entry, flags: Sequence[str]) -> dict[str, Any]:
@@ -94,7 +101,7 @@ def data_options(prog: str, dataset: Entry, flags: Sequence[str]) -> dict[str, A
     parser = ArgumentParser(prog=prog, exit_on_error=False)
     parser.add_function_arguments(dataset.target, "data", skip=_LOADER_ARGUMENTS)
     flags = sectioned(dataset, flags)
-    _refuse_unknown_flags(parser, flags)
+    _refuse_unknown_flags(parser, flags, dataset)
     try:
         values = parser.parse_args(list(flags))
     except argparse.ArgumentError as error:
@@ -172,7 +179,7 @@ def resolve(
         set_values(parser, recipe.values, f"recipe {recipe.name}")
     set_values(parser, {key: content[key] or {} for key in SECTIONS if key in content}, str(file))
     flags = sectioned(dataset, flags)
-    _refuse_unknown_flags(parser, flags)
+    _refuse_unknown_flags(parser, flags, dataset)
     try:
         values = parser.parse_args(flags)
     except argparse.ArgumentError as error:
@@ -259,15 +266,33 @@ def _known_keys(parser: ArgumentParser) -> list[str]:
     return [o.removeprefix("--") for o in options if "." in o and not _is_group(parser, o)]
 
 
-def _refuse_unknown_flags(parser: ArgumentParser, flags: Sequence[str]) -> None:
+def _refuse_unknown_flags(parser: ArgumentParser, flags: Sequence[str], dataset: Entry) -> None:
     known = [f"--{key}" for key in _known_keys(parser)]
     for flag in flags:
         name = flag.split("=", 1)[0]
         is_flag = name.startswith("--") and len(name) > 2
         entry = any(name.startswith(f"{key}.") for key in known)  # one item of a dictionary
         if is_flag and name not in known and name not in ("--help", "--print_config") and not entry:
+            if others := _data_sets_with(name, dataset):
+                raise UserError(f"unknown option '{name}' of data set '{dataset.name}'; {others}")
             short = [f"--{key[7:]}" for key in known if key.startswith("--data.")] if "." not in name else []
             raise UserError(f"unknown option '{name}'{did_you_mean(name, [*known, *short])}")
+
+
+def _data_sets_with(flag: str, dataset: Entry) -> str:
+    """Says which other data sets of the same tasks have an option, and how these are named."""
+    key = flag.removeprefix("--").removeprefix("data.").replace("-", "_")
+    entries = map(DATASETS.get, DATASETS.names())
+    names = [e.name for e in entries if {*e.tasks} & {*dataset.tasks} and key in _options_of(e)]
+    if not names:
+        return ""
+    more = [f"{len(names) - 3} more"] if len(names) > 4 else []
+    shown = [f"'{name}'" for name in (names[:3] if more else names)] + more
+    listed = " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
+    if len(names) > 1:
+        return f"{listed} have it (--dataset NAME)"
+    file = next((f"{kind}:FILE" for kind, name in _FROM_FILE.items() if name == names[0]), names[0])
+    return f"{listed} has it (--dataset {file})"
 
 
 def _plain(error: argparse.ArgumentError) -> str:

@@ -9,13 +9,22 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from graphkit.errors import UserError
 
-__all__ = ["END_NAMES", "Row", "is_id", "is_number", "read_pairs", "read_rows"]
+__all__ = [
+    "END_NAMES",
+    "Row",
+    "columns_called",
+    "is_id",
+    "is_number",
+    "plain_name",
+    "read_pairs",
+    "read_rows",
+]
 
 END_NAMES = frozenset(
     {
@@ -54,6 +63,17 @@ def is_number(cell: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def plain_name(name: str) -> str:
+    """Returns a column's name in small letters with ``_`` for blanks and hyphens."""
+    return name.strip().lower().replace(" ", "_").replace("-", "_")
+
+
+def columns_called(header: Sequence[str], name: str) -> list[int]:
+    """Returns where the columns called ``name`` are; capitals, blanks and hyphens count if they decide."""
+    exact = [at for at, cell in enumerate(header) if cell == name]
+    return exact or [at for at, cell in enumerate(header) if plain_name(cell) == plain_name(name)]
 
 
 def read_rows(path: Path) -> Iterator[Row]:

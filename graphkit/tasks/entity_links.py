@@ -196,7 +196,7 @@ class EntityIndex:
     # Alike
 
     def _candidates(self, words: Sequence[_Word]) -> list[tuple[int, int]]:
-        """Returns spans that may be a misspelt name, with its numbers: those with capitals if there are any."""
+        """Returns spans that may be a misspelt name, with its numbers: with capitals if there are any."""
         number = [False, *(word.key.isdigit() for word in words), False]
         made = [
             (i, j)

@@ -10,17 +10,14 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
-from graphkit.chem import read_smiles
+from graphkit.chem import read_smiles, smiles_column
 from graphkit.errors import UserError, did_you_mean
-from graphkit.tables import read_rows
+from graphkit.tables import columns_called, read_rows
 
 if TYPE_CHECKING:
     from graphkit.tasks.graph import GraphTask
 
 __all__ = ["Molecule", "add_arguments", "predict", "read_molecules"]
-
-SMILES_NAMES = ("smiles", "canonical_smiles", "smi", "molecule", "mol")
-"""Headers of a column of molecules, in small letters."""
 
 
 class Molecule(NamedTuple):
@@ -42,11 +39,16 @@ def add_arguments(parser: argparse._ActionsContainer) -> None:
     )
     parser.add_argument("--csv", metavar="FILE", help="a table of molecules, one a line; or SMILES alone")
     parser.add_argument(
-        "--smiles-column", metavar="NAME", help=f"its column (default: one called {SMILES_NAMES[0]})"
+        "--smiles-column",
+        metavar="NAME",
+        help="its column (default: one called as in training, else smiles, smi, molecule, ...)",
     )
     parser.add_argument("--split", help="all graphs of a split: train, valid or test")
     parser.add_argument(
-        "--draw", metavar="FILE", help="draw the molecule and its most attended pairs of atoms (.svg, .png)"
+        "--draw",
+        metavar="FILE",
+        help="draw the molecule and its most attended pairs of atoms, with the attention that goes both ways "
+        "(.svg, .png)",
     )
     parser.add_argument(
         "--draw-pairs", type=int, default=10, metavar="N", help="how many of them (default 10)"
@@ -75,7 +77,8 @@ def predict(
     if task.graphs.per_node:
         raise UserError(f"{task.benchmark.name} has targets of nodes, not of molecules; use --split")
     if options.csv is not None:
-        molecules = read_molecules(Path(options.csv), options.smiles_column)
+        trained = str(task.benchmark.info.get("smiles column", ""))
+        molecules = read_molecules(Path(options.csv), options.smiles_column, trained)
     else:
         molecules = [Molecule(smiles, "--smiles") for smiles in options.smiles]
     values = _predict_molecules(task, model, molecules)
@@ -84,12 +87,13 @@ def predict(
     return _table(task, ["smiles"], [[molecule.smiles] for molecule in molecules], values)
 
 
-def read_molecules(path: Path, column: str | None = None) -> list[Molecule]:
+def read_molecules(path: Path, column: str | None = None, trained: str = "") -> list[Molecule]:
     """Reads a column of SMILES, in order.
 
     Args:
         path: CSV, TSV, separated by semicolons or blanks; with a header, unless it has one column only.
-        column: Its name; by default the first of :data:`SMILES_NAMES` that is there.
+        column: Its name; by default that which :func:`~graphkit.chem.smiles_column` finds.
+        trained: The name that it had in training, which comes before others.
 
     Raises:
         UserError: The file can't be read, has no such column, or a line has no molecule.
@@ -98,14 +102,17 @@ def read_molecules(path: Path, column: str | None = None) -> list[Molecule]:
     if not rows:
         raise UserError(f"{path} is empty")
     header = rows[0].cells
-    small = [name.lower() for name in header]
     if column is not None:
-        if column not in header:
-            raise UserError(f"{path} has no column '{column}'{did_you_mean(column, header)}")
-        index = header.index(column)
+        found = columns_called(header, column)
+        if len(found) != 1:
+            raise UserError(
+                f"{path} has {len(found) or 'no'} column{'s' if found else ''} '{column}'"
+                + ("" if found else did_you_mean(column, header))
+            )
+        index: int | None = found[0]
     else:
-        index = next((small.index(name) for name in SMILES_NAMES if name in small), -1)
-    if index >= 0:
+        index = smiles_column(header, trained)
+    if index is not None:
         rows = rows[1:]
     elif all(len(row.cells) == 1 for row in rows):
         index = 0  # SMILES alone

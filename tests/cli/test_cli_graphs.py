@@ -118,6 +118,24 @@ def test_table_of_molecules_is_predicted_in_its_order(call: Call, trained: Path,
     assert [row["smiles"] for row in rows_of(done.out)] == wanted
 
 
+def test_run_is_of_use_once_the_table_that_it_was_trained_on_is_moved(
+    call: Call, trained: Path, table: Path, tmp_path: Path
+) -> None:
+    command = ["predict", trained, "--smiles", ASPIRIN, "CCO"]
+    before = call(*command).out
+    moved = table.rename(tmp_path / "elsewhere.csv")
+    try:
+        assert call(*command).out == before
+        assert call("evaluate", trained, "--device", "cpu").code == 0
+        assert [r["smiles"] for r in rows_of(call("predict", trained, "--csv", moved).out)]  # 'structure'
+        done = call("predict", trained, "--smiles", "CCO", "--data-root", tmp_path / "empty")
+        assert (done.code, "can't read" in done.complaint, str(table) in done.complaint) == (2, True, True)
+        done = call("train", "graph-gin", *flags_of(table, "length"), *SMALL, "--runs", tmp_path / "runs")
+        assert (done.code, f"there is no file {table}" in done.complaint) == (2, True)
+    finally:
+        moved.rename(table)
+
+
 def test_split_is_predicted_as_its_molecules_are(call: Call, trained: Path) -> None:
     rows = rows_of(call("predict", trained, "--split", "test").out)
     opened = graphkit.load(trained)
@@ -153,6 +171,7 @@ def test_most_attended_pairs_of_a_molecule_are_drawn(call: Call, table: Path, tm
     assert [row["smiles"] for row in rows_of(done.out)] == [ASPIRIN]
     root = ElementTree.fromstring((tmp_path / "a.svg").read_text())
     assert len([node for node in root.iter() if node.get("class") == "attention"]) == 7
+    assert len([node for node in root.iter() if node.get("class") == "strength"]) == 7
     assert call("predict", folder, "--smiles", "C", "--draw", tmp_path / "a.png").code == 0
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from graphkit.data import load_dataset
+from graphkit.data import files_kept, load_dataset
 from graphkit.datasets.custom import read_graph
 from graphkit.errors import UserError
 
@@ -225,11 +225,22 @@ def test_options(tmp_path: Path, club: dict[str, str]) -> None:
         load_dataset("custom", root=root, edges="nowhere.csv")
 
 
+def test_files_that_are_gone_are_found_in_the_cache(tmp_path: Path, club: dict[str, str]) -> None:
+    first = load_dataset("custom", root=tmp_path, **club)
+    for path in club.values():
+        Path(path).unlink()
+    with files_kept(first.info["files"]):
+        assert load_dataset("custom", root=tmp_path, **club).fingerprint == first.fingerprint
+    with pytest.raises(UserError, match=r"there is no file .*edges\.csv"):
+        load_dataset("custom", root=tmp_path, **club)
+
+
 def test_the_cache_follows_the_file(tmp_path: Path, club: dict[str, str]) -> None:
     first = load_dataset("custom", root=tmp_path, **club)
     again = load_dataset("custom", root=tmp_path, **club)
     assert torch.equal(first.data.edge_index, again.data.edge_index)
     assert first.node_names == again.node_names
+    assert sorted(first.info["files"]) == sorted(club.values())
     with open(club["edges"], "a") as file:
         file.write("p000,p000\n")
     more = load_dataset("custom", root=tmp_path, **club)

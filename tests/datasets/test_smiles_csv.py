@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from graphkit.data import Benchmark, load_dataset
+from graphkit.data import Benchmark, files_kept, load_dataset
 from graphkit.datasets.molecules import graph_of
 from graphkit.errors import UserError
 
@@ -81,15 +82,32 @@ def test_words_are_classes(table: Path, check_graphs_of: Callable[[Benchmark], A
     assert benchmark.data.y.tolist() == [1] * 9 + [0] * 11
 
 
+@pytest.mark.parametrize("kind", ["auto", "regression"])
+def test_one_bad_number_is_named_and_makes_no_classes(tmp_path: Path, kind: str) -> None:
+    path = write(tmp_path / "a.csv", "smiles,logp", ALCOHOLS, ["", *range(9), "x", *range(9)])
+    with pytest.raises(UserError, match=r"a.csv, line 12: 'logp' is 'x', no ") as caught:
+        load(path, target="logp", kind=kind)
+    if kind == "auto":
+        hint = "and 18 of 19 are; mend it, or say --data.kind classes if they are names of classes"
+        assert str(caught.value).endswith(hint)
+
+
+def test_words_and_numbers_are_classes_if_the_user_says_so(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "smiles,y", ALCOHOLS, ["0", "1", "2+", "none of it"] * 5)
+    assert list(load(path, target="y", kind="classes").target_names or []) == ["0", "1", "2+", "none of it"]
+
+
 def test_classes_that_are_numbers_keep_their_order(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "smiles,y", ALCOHOLS, [(5 * n) % 11 for n in range(20)])
     assert list(load(path, kind="classes").target_names or []) == [str(n) for n in range(11)]
 
 
 def test_columns_are_found_by_any_usual_name(tmp_path: Path) -> None:
-    for name, mark in (("mol", ","), ("Canonical SMILES", ";"), ("smiles", "\t")):
+    for name, mark in (("mol", ","), ("Canonical SMILES", ";"), ("smiles", "\t"), ("SMI", ",")):
         path = write(tmp_path / f"{name}.csv", f"y{mark}{name}", range(20), ALCOHOLS, mark=mark)
-        assert list(load(path).smiles or []) == ALCOHOLS
+        benchmark = load(path)
+        assert list(benchmark.smiles or []) == ALCOHOLS
+        assert benchmark.info["smiles column"] == name
     path = write(tmp_path / "a.csv", "Y,Drug", range(20), ALCOHOLS)
     assert list(load(path, smiles="drug", target="y").target_names or []) == ["Y"]
     with pytest.raises(
@@ -157,6 +175,26 @@ def test_bad_molecules_can_be_left_out(tmp_path: Path, check_graphs_of: Callable
     assert len(check_graphs_of(benchmark)) == 18
     assert benchmark.data.y[:, 0].tolist() == [n for n in range(20) if n not in (2, 7)]
     assert (benchmark.info["skipped"], benchmark.info["skipped lines"]) == (2, [4, 9])
+
+
+def test_file_that_is_gone_is_found_in_the_cache_by_the_hash_that_a_run_kept(table: Path) -> None:
+    benchmark = load(table, target="melts")
+    hashes = benchmark.info["files"]
+    table.unlink()
+    with files_kept(hashes):
+        assert load(table, target="melts").fingerprint == benchmark.fingerprint
+        with pytest.raises(UserError, match=r"can't read .*mine.csv"):  # never read with this target
+            load(table, target="boils")
+    for kept in (files_kept({}), files_kept({"other.csv": hashes[str(table)]}), nullcontext()):
+        with kept, pytest.raises(UserError, match=r"there is no file .*mine.csv"):
+            load(table, target="melts")
+
+
+def test_file_that_is_there_counts_whatever_a_run_kept(table: Path) -> None:
+    before = load(table, target="melts")
+    table.write_text(table.read_text().replace(",-19,", ",-99,"))
+    with files_kept(before.info["files"]):
+        assert load(table, target="melts").data.y[19] == -99
 
 
 def test_one_scaffold_is_in_one_part(tmp_path: Path, check_graphs_of: Callable[[Benchmark], Any]) -> None:

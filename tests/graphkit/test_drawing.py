@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from itertools import combinations
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -19,6 +20,13 @@ from graphkit.drawing import draw_molecule, strongest_pairs
 from graphkit.errors import UserError
 
 ASPIRIN = "CC(=O)Oc1ccccc1C(=O)O"
+
+
+def numbers(path: Path) -> list[tuple[float, float, float]]:
+    """Where the numbers of an SVG are, and their values."""
+    root = ElementTree.fromstring(path.read_text())
+    texts = [node for node in root.iter() if node.get("class") == "strength"]
+    return [(float(t.get("x", "")), float(t.get("y", "")), float(t.text or "")) for t in texts]
 
 
 def arcs(path: Path) -> list[dict[str, str]]:
@@ -48,6 +56,12 @@ def test_number_of_pairs_is_at_least_one() -> None:
         strongest_pairs(torch.zeros(2, 1).long(), torch.ones(1, 1, 1), 0)
 
 
+BONDS = (
+    torch.tensor([[1, 10, 3, 10, 4, 8, 1], [2, 11, 4, 12, 5, 9, 3]]),
+    torch.tensor([0.2386, 0.2272, 0.2257, 0.2099, 0.2028, 0.2017, 0.1911]),
+)
+
+
 def three() -> tuple[Tensor, Tensor]:
     return torch.tensor([[0, 3, 7], [12, 5, 8]]), torch.tensor([0.9, 0.45, 0.0])
 
@@ -61,6 +75,39 @@ def test_svg_has_an_arc_for_each_pair_bolder_where_stronger(tmp_path: Path) -> N
         assert strong > middle > weak > 0
     ends = [re.findall(r"[\d.]+,[\d.]+", arc["d"]) for arc in found]
     assert all(len(set(points)) == 3 for points in ends)  # from, bend, to
+
+
+def test_arcs_differ_however_near_their_strengths_are(tmp_path: Path) -> None:
+    pytest.importorskip("rdkit")
+    pairs = three()[0]
+    for name, strength in (("far", [0.9, 0.45, 0.0]), ("near", [0.202, 0.201, 0.2]), ("same", [0.2] * 3)):
+        draw_molecule(tmp_path / f"{name}.svg", ASPIRIN, pairs, torch.tensor(strength))
+    widths = {
+        path.stem: [float(arc["stroke-width"]) for arc in arcs(path)] for path in tmp_path.glob("*.svg")
+    }
+    assert widths["near"] == pytest.approx(widths["far"], abs=0.02)
+    assert widths["near"][0] > 2 * widths["near"][2]
+    assert widths["same"] == [widths["far"][0]] * 3
+
+
+def test_each_arc_has_its_strength_beside_it_and_numbers_are_apart(tmp_path: Path) -> None:
+    pytest.importorskip("rdkit")
+    draw_molecule(tmp_path / "a.svg", ASPIRIN, *BONDS)
+    found, drawn = numbers(tmp_path / "a.svg"), arcs(tmp_path / "a.svg")
+    assert [value for _, _, value in found] == [0.239, 0.227, 0.226, 0.21, 0.203, 0.202, 0.191]
+    for (x, y, _), arc in zip(found, drawn, strict=True):
+        points = [tuple(map(float, p.split(","))) for p in re.findall(r"[\d.]+,[\d.]+", arc["d"])]
+        assert min(abs(x - u) + abs(y - v) for u, v in points) < 60
+    for (x, y, _), (u, v, _) in combinations(found, 2):
+        assert abs(x - u) > 36 or abs(y - v) > 13
+    assert all(0 < x < 600 and 0 < y < 450 for x, y, _ in found)
+
+
+@pytest.mark.parametrize(("strongest", "text"), [(0.2389, "0.239"), (0.00417, "0.00417"), (1.5, "1.50")])
+def test_strengths_have_three_digits_of_the_strongest(tmp_path: Path, strongest: float, text: str) -> None:
+    pytest.importorskip("rdkit")
+    draw_molecule(tmp_path / "a.svg", ASPIRIN, torch.tensor([[0], [5]]), torch.tensor([strongest]))
+    assert f">{text}</text>" in (tmp_path / "a.svg").read_text()
 
 
 def test_png_shows_the_arcs(tmp_path: Path) -> None:

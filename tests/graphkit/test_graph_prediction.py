@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
+from graphkit.chem import SMILES_NAMES
 from graphkit.config import RunConfig
-from graphkit.data import Benchmark, DataSpec
+from graphkit.data import Benchmark, DataSpec, load_dataset
 from graphkit.errors import UserError
 from graphkit.evaluation import GraphEvaluator
 from graphkit.graphs import collate
@@ -20,6 +21,7 @@ from graphkit.inference import Predictor
 from graphkit.nn.readout import pool
 from graphkit.run import Run
 from graphkit.tasks.graph import GraphTask
+from graphkit.tasks.graph_prediction import read_molecules
 from graphkit.train import Trainer
 
 NAMES = ["C", "CC", "CCO", "N", "NN", "OCO", "CN", "O", "NCN", "CCCC"]
@@ -197,6 +199,9 @@ def test_table_of_nodes_names_graph_and_node() -> None:
         ("smiles\n\nCCO\nN\n", []),
         ("CCO\nN\n", []),
         ("canonical_smiles;smiles\nx;CCO\ny;N\n", []),
+        ("structure;name\nCCO;x\nN;y\n", []),
+        ("Canonical SMILES,name\nCCO,x\nN,y\n", []),
+        ("name,My Drug\na,CCO\nb,N\n", ["--smiles-column", "my-drug"]),
     ],
 )
 def test_molecules_of_a_table_are_predicted_in_order(tmp_path: Any, text: str, flags: list[str]) -> None:
@@ -206,12 +211,39 @@ def test_molecules_of_a_table_are_predicted_in_order(tmp_path: Any, text: str, f
 
 
 @pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("smiles,drug\nN,CCO\n", "CCO"),
+        ("smiles,Drug\nN,CCO\n", "CCO"),
+        ("smiles,name\nN,CCO\n", "N"),
+        ("N\nCCO\n", "N"),
+    ],
+)
+def test_column_that_the_run_was_trained_with_comes_first(tmp_path: Any, text: str, found: str) -> None:
+    (tmp_path / "m.csv").write_text(text)
+    trained = molecules(info={"smiles column": "drug"})
+    _, rows = predicted(trained, SumModel(2), "--csv", str(tmp_path / "m.csv"))
+    assert rows[0][0] == found
+
+
+@pytest.mark.parametrize("name", SMILES_NAMES)
+def test_training_and_prediction_take_the_same_columns_for_molecules(tmp_path: Any, name: str) -> None:
+    pytest.importorskip("rdkit")
+    path = tmp_path / "m.csv"
+    names = [f"{'C' * n}O" for n in range(12)]
+    path.write_text("\n".join([f"y,{name.upper()}", *(f"{n},{text}" for n, text in enumerate(names))]) + "\n")
+    benchmark = load_dataset("smiles-csv", root=tmp_path, file=str(path), split="random")
+    assert [molecule.smiles for molecule in read_molecules(path)] == list(benchmark.smiles or []) == names
+
+
+@pytest.mark.parametrize(
     ("text", "flags", "message"),
     [
         ("smiles,a\nCCO,1\nC!,2\n", [], r"m\.csv, line 3: 'C!' is no SMILES of a molecule"),
         ("a,smiles\n1,CCO\n2,\n", [], r"m\.csv, line 3: there is no molecule in column 2"),
         ("a,b\n1,CCO\n", [], "which column holds SMILES? name one with --smiles-column: a, b"),
         ("smiles,b\nN,CCO\n", ["--smiles-column", "smile"], "has no column 'smile'; did you mean 'smiles'"),
+        ("Mol,mol\nN,CCO\n", ["--smiles-column", "MOL"], "has 2 columns 'MOL'"),
         ("smiles\n", [], "holds no molecule"),
         ("", [], "is empty"),
     ],

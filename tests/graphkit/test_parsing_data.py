@@ -51,6 +51,40 @@ def test_typo_in_an_option_of_a_data_set_is_named(flag: str, hint: str) -> None:
     assert hint in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("dataset", "flag", "message"),
+    [
+        (
+            "digits-graphs",
+            "--smiles",
+            "unknown option '--smiles' of data set 'digits-graphs'; 'smiles-csv' has it (--dataset csv:FILE)",
+        ),
+        (
+            "digits",
+            "--data.edges=friends.csv",
+            "unknown option '--data.edges' of data set 'digits'; 'custom' has it (--dataset custom)",
+        ),
+        (
+            "digits",
+            "--normalize-features",
+            "unknown option '--normalize-features' of data set 'digits'; "
+            "'citeseer', 'cora', 'custom' and 'pubmed' have it (--dataset NAME)",
+        ),
+    ],
+)
+def test_option_of_another_data_set_names_it(dataset: str, flag: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        resolve("graph-gin" if dataset == "digits-graphs" else "ncn", dataset, [flag, "x"])
+    assert str(caught.value) == message
+
+
+def test_many_data_sets_with_an_option_are_counted() -> None:
+    with pytest.raises(
+        UserError, match=r"; '[^']+', '[^']+', '[^']+' and \d+ more have it \(--dataset NAME\)"
+    ):
+        data_options("partition", DATASETS.get("digits-graphs"), ["--attributes", "true"])
+
+
 def test_models_that_serve_the_data_set_are_named() -> None:
     gcn, digits = MODELS.get("gcn"), DATASETS.get("digits")
     with pytest.raises(UserError) as caught:
