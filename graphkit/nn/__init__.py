@@ -33,7 +33,14 @@ from graphkit.nn.node_pairs import NodePairs
 from graphkit.nn.pairs import PairStructure, Rows, pair_structure
 from graphkit.nn.readout import MLPHead, TaperedHead, pool
 from graphkit.nn.reasoning import EntityScore, ReasoningLayer, RelationEmbedding, RelationText
-from graphkit.nn.walks import RRWP, RelativeEncoder, WalkEncoder, WalkEncoding, walk_encoding
+from graphkit.nn.walks import (
+    RRWP,
+    RelativeEncoder,
+    WalkEncoder,
+    WalkEncoding,
+    walk_encoding,
+    walk_structure,
+)
 
 __all__ = [
     "RRWP",
@@ -93,4 +100,5 @@ __all__ = [
     "pool",
     "propagate",
     "walk_encoding",
+    "walk_structure",
 ]
