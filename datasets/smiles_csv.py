@@ -9,6 +9,7 @@ The first line names the columns. Whatever is wrong with the file is reported wi
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ from graphkit.registry import register_dataset
 from graphkit.tables import Row, columns_called, is_number, plain_name, read_rows
 
 __all__ = ["load_smiles_csv", "read_table"]
+
+_log = logging.getLogger("graphkit")
 
 Kind = Literal["regression", "binary", "classes"]
 
@@ -101,9 +104,13 @@ def _target_columns(
     for at, name in enumerate(header):
         if at == molecules or plain_name(name) in _NUMBERS:
             continue
-        known = [cell for row in rows if not _is_unknown(cell := row.cells[at])]
-        if known and all(map(is_number, known)):
+        known = [row for row in rows if not _is_unknown(row.cells[at])]
+        words = [row for row in known if not is_number(row.cells[at])]
+        if known and not words:
             found.append(at)
+        elif 2 * len(words) < len(known):
+            what = f"'{name}' is no target, since line {words[0].line} says '{words[0].cells[at]}', no number"
+            _log.warning(f"{path}: {what}; mend it, or say --data.target")
     if not found:
         raise UserError(
             f"{path}: no column but the molecules' holds numbers alone; name the targets: --data.target A,B"

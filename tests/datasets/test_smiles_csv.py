@@ -220,3 +220,15 @@ def test_the_scaffold_split_is_the_official_one_of_ogb(test_data: Path, tmp_path
         for part, split in load(path, split="scaffold").splits.items():
             stored = gzip.decompress((home / "split" / "scaffold" / f"{part}.csv.gz").read_bytes())
             assert split["index"].tolist() == [int(line) for line in stored.split()]
+
+
+def test_a_column_that_a_slip_makes_no_target_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    numbers = list(range(20))
+    columns = ALCOHOLS, numbers, ["x", *numbers[1:]], ["red"] * 20
+    path = write(tmp_path / "slip.csv", "smiles,boils,melts,colour", *columns)
+    with caplog.at_level("WARNING", "graphkit"):
+        assert load(path).target_names == ["boils"]
+    assert f"{path}: 'melts' is no target, since line 2 says 'x', no number; mend it" in caplog.text
+    assert "colour" not in caplog.text
