@@ -52,7 +52,7 @@ def incomplete(questions: QuestionSet, rate: float, seed: int = 0, scope: Scope 
         seed: Another one, other facts.
         scope: ``global``: a fact is missing everywhere or nowhere, as if the graph itself lacked it.
             ``per_question``: each question loses facts of its own, whatever others keep; questions stop
-            sharing subgraphs, which takes ten times the memory where they did. ``published``: every other
+            sharing subgraphs, so that memory grows (tenfold for ``countries``). ``published``: every other
             fact of each list, the first one first, which is how ReaRev's authors halve MetaQA; the rate must
             be 0.5.
 
